@@ -1,0 +1,1 @@
+../fakequant/demo/quickstart.py

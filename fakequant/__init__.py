@@ -1,0 +1,86 @@
+"""Fake quantization, calibration, QAT and Q/DQ ONNX export for PyTorch models.
+
+Importing this loads torch but not onnx: ``export_onnx`` and ``validate_onnx`` load it
+when they are first used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from fakequant import calib, nn, quant_modules, tensor_quant
+from fakequant.amax_file import load_amax, save_amax
+from fakequant.calibration import Calibration, calibrate
+from fakequant.conversion_report import ConversionReport, LayerReport
+from fakequant.convert import dequantize, quantize
+from fakequant.descriptor import QuantDescriptor
+from fakequant.errors import (
+    CalibrationError,
+    CheckpointError,
+    ExportError,
+    FakeQuantError,
+    InvalidTypeError,
+    InvalidValueError,
+    MissingDependencyError,
+    RecipeError,
+    ValidationError,
+)
+from fakequant.nn import TensorQuantizer
+from fakequant.qat import freeze_batchnorm, unfreeze_batchnorm
+from fakequant.quant_modules import deactivate, enable_onnx_export, initialize, patched_torch_nn
+from fakequant.recipe import Grid, Recipe, Rule, preset
+from fakequant.summary import print_quant_summary, quant_summary
+
+if TYPE_CHECKING:
+    from fakequant.export import export_onnx, validate_onnx
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Calibration",
+    "CalibrationError",
+    "CheckpointError",
+    "ConversionReport",
+    "ExportError",
+    "FakeQuantError",
+    "Grid",
+    "InvalidTypeError",
+    "InvalidValueError",
+    "LayerReport",
+    "MissingDependencyError",
+    "QuantDescriptor",
+    "Recipe",
+    "RecipeError",
+    "Rule",
+    "TensorQuantizer",
+    "ValidationError",
+    "calib",
+    "calibrate",
+    "deactivate",
+    "dequantize",
+    "enable_onnx_export",
+    "export_onnx",
+    "freeze_batchnorm",
+    "initialize",
+    "load_amax",
+    "nn",
+    "patched_torch_nn",
+    "preset",
+    "print_quant_summary",
+    "quant_modules",
+    "quant_summary",
+    "quantize",
+    "save_amax",
+    "tensor_quant",
+    "unfreeze_batchnorm",
+    "validate_onnx",
+]
+
+_FROM_EXPORT = frozenset({"export_onnx", "validate_onnx"})
+
+
+def __getattr__(name: str) -> Any:
+    """Load the ONNX side when one of its names is first used."""
+    if name in _FROM_EXPORT:
+        from fakequant import export
+
+        return getattr(export, name)
+    raise AttributeError(f"module 'fakequant' has no attribute {name!r}")

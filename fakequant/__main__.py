@@ -1,0 +1,5 @@
+"""``python -m fakequant``."""
+
+from fakequant.cli.main import main
+
+raise SystemExit(main())

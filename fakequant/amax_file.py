@@ -1,0 +1,60 @@
+"""Ranges in a file of their own, {quantizer name: amax} as safetensors: calibrate once, reuse everywhere."""
+
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from fakequant.errors import CheckpointError
+from fakequant.nn.walk import named_quantizers
+
+
+def save_amax(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write the amax of every calibrated quantizer. The file appears whole or not at all.
+
+    Raises:
+        CheckpointError: no quantizer of the model is calibrated.
+    """
+    ranges = {name: q.amax.detach().cpu().contiguous() for name, q in named_quantizers(model) if q.amax is not None}
+    if not ranges:
+        raise CheckpointError("model: expected at least one calibrated quantizer, got none")
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.write_bytes(save(ranges, metadata={"format": "fakequant.amax"}))
+    temporary.replace(target)
+
+
+def load_amax(model: nn.Module, path: str | os.PathLike[str], *, strict: bool = True) -> None:
+    """Set the amax of a model's quantizers from a file that ``save_amax`` wrote.
+
+    Args:
+        model: quantized the same way.
+        path: of the file.
+        strict: the names in the file and the enabled quantizers must be the same; otherwise those in both are set.
+
+    Raises:
+        CheckpointError: the file is no safetensors file; names do not match (all are named). Nothing is changed.
+        InvalidValueError: a range is not finite, or negative.
+    """
+    try:
+        ranges = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: expected a safetensors file of ranges, got: {error}") from error
+    quantizers = dict(named_quantizers(model))
+    if strict:
+        missing = [name for name, q in quantizers.items() if q.is_enabled and name not in ranges]
+        unknown = [name for name in ranges if name not in quantizers]
+        if missing or unknown:
+            raise CheckpointError(f"{path}: no range for {missing}; no quantizer for {unknown}")
+    before = {name: quantizers[name].amax for name in ranges if name in quantizers}
+    try:
+        for name in before:
+            quantizers[name].amax = None
+            quantizers[name].amax = ranges[name]
+    except Exception:
+        for name, amax in before.items():
+            quantizers[name].amax = None
+            quantizers[name].amax = amax
+        raise

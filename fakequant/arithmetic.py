@@ -1,0 +1,144 @@
+"""The formulas of quantization. This is the only file that has them.
+
+ONNX QuantizeLinear and DequantizeLinear with zero point 0 (opset 10 to 25)::
+
+    code    = clamp(round_half_even(x / scale), low, high)
+    value   = code * scale
+
+and, for a calibrated range amax, ``scale = amax / high``. It divides by the scale
+instead of multiplying by its reciprocal: the reciprocal moves elements by a step.
+Everything is computed in float32, as the runtimes do, whatever the dtype of x.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fakequant.errors import InvalidTypeError, InvalidValueError
+
+FP8_E4M3_MAX = 448.0
+"""Largest finite value of float8 e4m3fn."""
+
+DEAD_AMAX = 2.0**-24
+"""A range at or below this holds nothing that float16 can tell from zero (its smallest subnormal)."""
+
+DEAD_SCALE = 2.0**-14
+"""Scale of a dead range: positive, and the smallest normal number of float16."""
+
+
+def integer_bounds(num_bits: int, unsigned: bool = False, narrow_range: bool = False) -> tuple[int, int]:
+    """Return the lowest and highest code of a grid.
+
+    >>> integer_bounds(8), integer_bounds(8, narrow_range=True), integer_bounds(8, unsigned=True)
+    ((-128, 127), (-127, 127), (0, 255))
+    """
+    if unsigned:
+        return 0, 2**num_bits - 1
+    high = 2 ** (num_bits - 1) - 1
+    return (-high if narrow_range else -high - 1), high
+
+
+def scale_from_amax(amax: Tensor, bound: float) -> Tensor:
+    """Return the step between two codes, ``amax / bound`` in float32, same shape as amax.
+
+    A range that is dead (see DEAD_AMAX) gets DEAD_SCALE, so that no scale is ever 0,
+    subnormal, or lost when it is cast to float16.
+
+    >>> scale_from_amax(torch.tensor([12.7, 0.0]), 127)
+    tensor([1.0000e-01, 6.1035e-05])
+    """
+    amax = amax.detach().to(torch.float32)
+    return torch.where(amax <= DEAD_AMAX, DEAD_SCALE, amax / bound)
+
+
+def quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+    """Return the codes of x as float32 integers; scale broadcasts against x.
+
+    Ties go to the even code; NaN stays NaN; Inf becomes the outermost code.
+
+    >>> quantize(torch.tensor([0.5, 1.5, -999.0]), torch.tensor(1.0), -128, 127)
+    tensor([   0.,    2., -128.])
+    """
+    return x.to(torch.float32).div(scale).round_().clamp_(low, high)
+
+
+def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
+    """Return the values of codes in float32.
+
+    >>> dequantize(torch.tensor([-128.0, 127.0]), torch.tensor(0.5))
+    tensor([-64.0000,  63.5000])
+    """
+    return codes.to(torch.float32) * scale
+
+
+def quantize_e4m3(x: Tensor, scale: Tensor) -> Tensor:
+    """Return x rounded to FP8 E4M3 times scale, in float32, saturating at 448 * scale.
+
+    >>> quantize_e4m3(torch.tensor([1.8, 1e6]), torch.tensor(1.0))
+    tensor([  1.7500, 448.0000])
+    """
+    scaled = x.to(torch.float32).div(scale).clamp_(-FP8_E4M3_MAX, FP8_E4M3_MAX)
+    return scaled.to(torch.float8_e4m3fn).to(torch.float32) * scale
+
+
+def kept_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
+    """Return the kept axes, counted from the front and sorted; () for per tensor.
+
+    >>> kept_axes((-1, 0), 4)
+    (0, 3)
+    """
+    if axis is None:
+        return ()
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    for a in axes:
+        if not -ndim <= a < ndim:
+            raise InvalidValueError(f"axis: expected -{ndim} to {ndim - 1} for a tensor of {ndim} dimensions, got {a}")
+    positive = sorted(a % ndim for a in axes)
+    if len(set(positive)) != len(positive):
+        raise InvalidValueError(f"axis: expected different axes, got {axes} for a tensor of {ndim} dimensions")
+    return tuple(positive)
+
+
+def kept_shape(shape: Sequence[int], axis: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Return the shape of amax for data of this shape: kept axes keep their size, others become 1.
+
+    >>> kept_shape((8, 3, 5, 5), 0), kept_shape((8, 3, 5, 5), None)
+    ((8, 1, 1, 1), ())
+    """
+    keep = kept_axes(axis, len(shape))
+    return tuple(size if i in keep else 1 for i, size in enumerate(shape)) if keep else ()
+
+
+def reduce_amax(x: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:
+    """Return the largest absolute value, in x's dtype, without gradient, shaped as ``kept_shape`` says.
+
+    NaN anywhere gives NaN; an empty tensor gives 0.
+
+    >>> reduce_amax(torch.tensor([[1.0, -3.0], [2.0, 0.0]]), axis=0)
+    tensor([[3.],
+            [2.]])
+    """
+    x = x.detach()
+    shape = kept_shape(x.shape, axis)
+    if x.numel() == 0:
+        return x.new_zeros(shape)
+    if not shape:
+        low, high = torch.aminmax(x)
+        return torch.maximum(low.neg(), high)
+    keep = kept_axes(axis, x.ndim)
+    reduced = tuple(i for i in range(x.ndim) if i not in keep)
+    return x.abs().amax(reduced, keepdim=True) if reduced else x.abs()
+
+
+def check_amax(amax: object) -> Tensor:
+    """Return amax as a tensor, or raise if it is no range: not numeric, NaN, Inf or negative."""
+    try:
+        tensor = torch.as_tensor(amax)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidTypeError(f"amax: expected a number, sequence, array or tensor, got {amax!r}") from error
+    if tensor.numel() == 0 or tensor.is_complex():
+        raise InvalidValueError(f"amax: expected one real value or more, got {amax!r}")
+    if not bool((torch.isfinite(tensor) & (tensor >= 0)).all()):
+        raise InvalidValueError(f"amax: expected finite values >= 0, got {amax!r}")
+    return tensor.detach()

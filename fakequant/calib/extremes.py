@@ -1,0 +1,88 @@
+"""Exact minimum and maximum of the finite values of a tensor; NaN and Inf are counted beside it."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fakequant.arithmetic import kept_axes, kept_shape
+from fakequant.errors import InvalidTypeError
+
+_REDUCIBLE = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Extremes(NamedTuple):
+    """What ``finite_extremes`` found.
+
+    Attributes:
+        minimum: float32, shaped as ``arithmetic.kept_shape`` says; +inf where no value is finite.
+        maximum: the same; -inf where no value is finite.
+        num_nan: NaN in the whole tensor.
+        num_inf: +Inf and -Inf in the whole tensor.
+    """
+
+    minimum: Tensor
+    maximum: Tensor
+    num_nan: int
+    num_inf: int
+
+
+def finite_extremes(x: Tensor, axis: int | tuple[int, ...] | None = None) -> Extremes:
+    """Return the smallest and largest finite value of each kept index of x.
+
+    Args:
+        x: any real tensor on any device; it may be empty.
+        axis: axis or axes that keep their own extremes; None for the whole tensor.
+
+    Raises:
+        InvalidTypeError: x is complex.
+
+    >>> finite_extremes(torch.tensor([[1.0, -3.0], [torch.nan, 2.0]]), axis=0)
+    Extremes(minimum=tensor([[-3.],
+            [ 2.]]), maximum=tensor([[1.],
+            [2.]]), num_nan=1, num_inf=0)
+    """
+    x = as_reducible(x)
+    shape = kept_shape(x.shape, axis)
+    if x.numel() == 0:
+        nothing = torch.full(shape, math.inf, device=x.device)
+        return Extremes(nothing, -nothing, 0, 0)
+    low, high = _span(x, axis)
+    num_nan = num_inf = 0
+    # NaN and Inf both reach the result, so x is only looked through when it holds some.
+    if not bool((low.isfinite() & high.isfinite()).all()):
+        num_nan, num_inf = int(x.isnan().sum()), int(x.isinf().sum())
+        finite = x.isfinite()
+        low = _span(x.where(finite, math.inf), axis)[0]
+        high = _span(x.where(finite, -math.inf), axis)[1]
+    # Adding 0 turns -0.0 into 0.0: which of the two a reduction returns depends on the order.
+    minimum, maximum = (bound.to(torch.float32).reshape(shape) + 0.0 for bound in (low, high))
+    return Extremes(minimum, maximum, num_nan, num_inf)
+
+
+def as_reducible(x: Tensor) -> Tensor:
+    """Return x, without gradient, in a dtype that keeps its float32 value and that torch reduces on every device."""
+    if x.is_complex():
+        raise InvalidTypeError(f"x: expected a real tensor, got {x.dtype}")
+    x = x.detach()
+    return x if x.dtype in _REDUCIBLE else x.to(torch.float32)
+
+
+def flat_in_memory_order(x: Tensor) -> Tensor:
+    """Return all values of x in one dimension, as a view whenever x is dense.
+
+    ``x.flatten()`` copies a channels_last tensor, which costs more than reading it.
+    """
+    return x.permute(sorted(range(x.ndim), key=lambda d: -x.stride()[d])).reshape(-1)
+
+
+def _span(x: Tensor, axis: int | tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
+    keep = kept_axes(axis, x.ndim)
+    reduced = tuple(d for d in range(x.ndim) if d not in keep)
+    if not keep:
+        low, high = torch.aminmax(flat_in_memory_order(x))
+        return low, high
+    if not reduced:
+        return x, x
+    return x.amin(reduced), x.amax(reduced)

@@ -1,0 +1,108 @@
+"""MaxCalibrator: the range is the largest absolute value."""
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from fakequant.calib.calibrator import Calibrator, register_calibrator
+from fakequant.calib.extremes import Extremes, finite_extremes
+from fakequant.errors import CalibrationError, InvalidValueError
+
+
+@register_calibrator("max")
+class MaxCalibrator(Calibrator):
+    """Keeps the smallest and the largest value, so its memory is a number or two a channel.
+
+    Args:
+        num_bits: see ``Calibrator``.
+        axis: see ``Calibrator``.
+        unsigned: see ``Calibrator``.
+        track_amax: also keep the amax of every batch, in ``amaxs``.
+        narrow_range: see ``Calibrator``.
+
+    >>> calibrator = MaxCalibrator(8, None, False)
+    >>> calibrator.collect(torch.tensor([1.0, -3.0])), calibrator.compute_amax()
+    (None, tensor(3.))
+    """
+
+    def __init__(
+        self,
+        num_bits: int | tuple[int, int] = 8,
+        axis: int | tuple[int, ...] | None = None,
+        unsigned: bool = False,
+        track_amax: bool = False,
+        *,
+        narrow_range: bool = False,
+    ) -> None:
+        super().__init__(num_bits, axis, unsigned, narrow_range=narrow_range)
+        self._amaxs: list[Tensor] | None = [] if track_amax else None
+        self._seen: Extremes | None = None
+
+    @property
+    def amaxs(self) -> list[Tensor]:
+        """The amax of each batch, as ``compute_amax`` would return it; needs ``track_amax=True``."""
+        if self._amaxs is None:
+            raise InvalidValueError("amaxs: expected a MaxCalibrator with track_amax=True, got track_amax=False")
+        return [amax.clone() for amax in self._amaxs]
+
+    def collect(self, x: Tensor) -> None:
+        """Take in one batch; see ``Calibrator.collect``."""
+        if x.numel() == 0:
+            return
+        batch = finite_extremes(x, self.descriptor.axis)
+        self._add(batch)
+        if self._amaxs is not None:
+            self._amaxs.append(_amax(batch))
+
+    def merge(self, other: Self) -> None:
+        """Take in all that another calibrator has seen; see ``Calibrator.merge``."""
+        amaxs = None if self._amaxs is None else self._amaxs + other.amaxs
+        if other._seen is not None:
+            self._add(other._seen)
+        self._amaxs = amaxs
+
+    def reset(self) -> None:
+        """Forget all data."""
+        self._seen = None
+        self._amaxs = None if self._amaxs is None else []
+
+    def compute_amax(self, method: str | None = None, *, percentile: float = 99.99) -> Tensor | None:
+        """Return the largest absolute value; see ``Calibrator.compute_amax``. The method is None or "max"."""
+        if method not in (None, "max"):
+            raise InvalidValueError(
+                f"method: expected None or 'max', got {method!r}: a MaxCalibrator keeps maxima only; "
+                "collect with a HistogramCalibrator (calib_method='histogram')"
+            )
+        if self._seen is None:
+            return None
+        self._check_data(self._seen.num_nan, self._seen.num_inf, float(self._seen.minimum.min()))
+        return _amax(self._seen)
+
+    def _add(self, batch: Extremes) -> None:
+        seen = self._seen
+        if seen is None:
+            self._seen = batch
+            return
+        if seen.minimum.shape != batch.minimum.shape:
+            raise CalibrationError(
+                f"amax shape: expected {tuple(seen.minimum.shape)} as in the batches before, "
+                f"got {tuple(batch.minimum.shape)}"
+            )
+        self._seen = Extremes(
+            torch.minimum(seen.minimum, batch.minimum),
+            torch.maximum(seen.maximum, batch.maximum),
+            seen.num_nan + batch.num_nan,
+            seen.num_inf + batch.num_inf,
+        )
+
+    def __str__(self) -> str:
+        return f"MaxCalibrator(track_amax={self._amaxs is not None})"
+
+    def _state(self) -> str:
+        amax = None if self._seen is None else _amax(self._seen)
+        tracked = "" if self._amaxs is None else f" amaxs={self._amaxs}"
+        return f"calib_amax={amax} track_amax={self._amaxs is not None}{tracked}"
+
+
+def _amax(extremes: Extremes) -> Tensor:
+    return torch.maximum(-extremes.minimum, extremes.maximum).clamp(min=0.0)

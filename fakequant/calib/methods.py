@@ -1,0 +1,63 @@
+"""The registry of search methods: what turns a histogram into amax, by name.
+
+Adding a method is one function in one file::
+
+    @search_method("percentile")
+    def _search(histogram: Histogram, descriptor: QuantDescriptor, percentile: float) -> Tensor: ...
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import TypeAlias
+
+from torch import Tensor
+
+from fakequant.calib.histogram import Histogram
+from fakequant.descriptor import QuantDescriptor
+from fakequant.errors import InvalidValueError
+
+Search: TypeAlias = Callable[[Histogram, QuantDescriptor, float], Tensor]
+"""(histogram, descriptor, percentile) -> amax, float32 [rows], never above ``histogram.amax``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchMethod:
+    """A registered search; ``fp8`` says whether it makes sense on a float8 grid."""
+
+    search: Search
+    fp8: bool
+
+
+METHODS: dict[str, SearchMethod] = {}
+
+
+def search_method(name: str, *, fp8: bool = True) -> Callable[[Search], Search]:
+    """Register the decorated function under a name; a name that is taken raises InvalidValueError."""
+
+    def register(search: Search) -> Search:
+        if name in METHODS:
+            raise InvalidValueError(f"search method: expected a new name, got {name!r}, which is registered")
+        METHODS[name] = SearchMethod(search, fp8)
+        return search
+
+    return register
+
+
+def methods_for(descriptor: QuantDescriptor) -> dict[str, SearchMethod]:
+    """Return the methods that work on the descriptor's grid, by name."""
+    return {name: method for name, method in METHODS.items() if method.fp8 or not descriptor.is_fp8}
+
+
+def checked_method(name: str, descriptor: QuantDescriptor) -> SearchMethod:
+    """Return the method of that name, or raise InvalidValueError with the names that work."""
+    known = methods_for(descriptor)
+    if name not in known:
+        grid = "FP8 " if descriptor.is_fp8 else ""
+        raise InvalidValueError(f"{grid}calibration method: expected one of {sorted(known)}, got {name!r}")
+    return known[name]
+
+
+@search_method("max")
+def _search(histogram: Histogram, descriptor: QuantDescriptor, percentile: float) -> Tensor:
+    """Return the exact largest |x|: nothing is ever clipped."""
+    return histogram.amax

@@ -1,0 +1,245 @@
+"""The calibration loop: data through the float model, statistics into calibrators, ranges into quantizers.
+
+One pass collects what every method needs; ``Calibration.apply`` computes other ranges
+from the same statistics. Nothing is written into the model unless every range could be
+computed.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fakequant.arithmetic import DEAD_AMAX
+from fakequant.batches import model_arguments
+from fakequant.calib import Calibrator, Histogram, HistogramCalibrator, calibrator_for, sqnr_db
+from fakequant.errors import CalibrationError, InvalidTypeError, InvalidValueError
+from fakequant.nn import TensorQuantizer
+from fakequant.nn.modes import evaluating
+from fakequant.nn.walk import named_quantizers, weights_of_quantizers
+
+Forward: TypeAlias = Callable[[nn.Module, Any], Any]
+"""(model, batch) -> anything; runs the model once on one batch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The range of one quantizer.
+
+    Args:
+        name: full name of the quantizer.
+        amax: float32, shaped as the quantizer keeps it.
+        sqnr_db: signal to quantization noise of the collected data on this grid, the worst
+            channel's; None where only the maximum was collected.
+        dead_channels: how many of its ranges are numerically zero; their scale is DEAD_SCALE.
+    """
+
+    name: str
+    amax: Tensor
+    sqnr_db: float | None
+    dead_channels: int
+
+
+class Calibration:
+    """What one pass over the data collected, and the ranges that were computed from it last.
+
+    ``print`` it for a table. It refers to the model's quantizers and outlives changes of their switches.
+    """
+
+    def __init__(
+        self,
+        quantizers: dict[str, TensorQuantizer],
+        calibrators: dict[str, Calibrator],
+        weights: frozenset[str],
+        num_batches: int,
+    ) -> None:
+        self.num_batches = num_batches
+        self.method = ""
+        self.ranges: tuple[Range, ...] = ()
+        self._quantizers = quantizers
+        self._calibrators = calibrators
+        self._weights = weights
+
+    def apply(self, method: str, *, weight_method: str = "max", percentile: float = 99.99) -> "Calibration":
+        """Compute every range by a method and write it into the quantizers; returns itself.
+
+        Args:
+            method: for activations: "max", "entropy", "percentile", "mse", "auto".
+            weight_method: for weights: "max" or "mse".
+            percentile: for that method, above 0 and at most 100.
+
+        Raises:
+            CalibrationError: names every quantizer whose range could not be computed, and why. Nothing is written.
+            InvalidValueError: unknown method, or one that this pass did not collect for.
+        """
+        found: dict[str, Tensor] = {}
+        problems = []
+        for name, calibrator in self._calibrators.items():
+            try:
+                amax = calibrator.compute_amax(
+                    weight_method if name in self._weights else method, percentile=percentile
+                )
+            except CalibrationError as error:
+                problems.append(f"{name}: {error}")
+                continue
+            if amax is None:
+                problems.append(f"{name}: was called with empty tensors only")
+            else:
+                found[name] = amax
+        _raise_if(problems)
+        for name, amax in found.items():
+            self._quantizers[name].amax = None
+            self._quantizers[name].amax = amax
+        self.method = method
+        self.ranges = tuple(self._range(name, amax) for name, amax in found.items())
+        return self
+
+    def _range(self, name: str, amax: Tensor) -> Range:
+        histogram = self._histogram(name)
+        quality = None
+        if histogram is not None:
+            quality = float(sqnr_db(histogram, amax, self._quantizers[name].descriptor).min())
+        return Range(name, amax, quality, int((amax <= DEAD_AMAX).sum()))
+
+    def _histogram(self, name: str) -> Histogram | None:
+        calibrator = self._calibrators[name]
+        return calibrator.histogram if isinstance(calibrator, HistogramCalibrator) else None
+
+    def __str__(self) -> str:
+        """Return one line a quantizer: range, SQNR, dead channels."""
+        width = max((len(r.name) for r in self.ranges), default=0)
+        lines = [f"{len(self.ranges)} ranges, method {self.method}, {self.num_batches} batches"]
+        for r in self.ranges:
+            span = f"{r.amax.min():.6g}" + (f" to {r.amax.max():.6g}" if r.amax.numel() > 1 else "")
+            quality = "" if r.sqnr_db is None else f"  {r.sqnr_db:.1f} dB"
+            dead = f"  {r.dead_channels} dead channels" if r.dead_channels else ""
+            lines.append(f"  {r.name:<{width}}  amax {span}{quality}{dead}")
+        return "\n".join(lines)
+
+
+def calibrate(
+    model: nn.Module,
+    data: Iterable[Any],
+    method: str = "max",
+    *,
+    num_batches: int | None = None,
+    percentile: float = 99.99,
+    weight_method: str = "max",
+    forward: Forward | None = None,
+    strict: bool = True,
+    progress: bool = True,
+) -> Calibration:
+    """Run data through the model with quantization off and set the range of every enabled quantizer.
+
+    The model runs in eval mode without gradient and is left in the modes it had.
+    Quantizers whose descriptor fixes amax keep it.
+
+    Args:
+        model: quantized.
+        data: batches. A tensor, or the first element of an (input, target) pair, is passed to the
+            model as it is; a dict as keyword arguments; anything else needs ``forward``.
+        method: for activations: "max", "entropy", "percentile", "mse", or "auto" (per tensor the one
+            with the least quantization error).
+        num_batches: how many batches to use at most; None for all.
+        percentile: in percent, for the percentile method.
+        weight_method: for weights, per channel: "max" or "mse".
+        forward: runs the model on one batch, such as ``lambda model, batch: model(batch["image"])``.
+        strict: a quantizer that is never called is an error; otherwise it stays uncalibrated.
+        progress: show a bar.
+
+    Returns:
+        The ranges; ``apply`` computes others from the same pass (unless the method was "max",
+        which collects nothing else).
+
+    Raises:
+        CalibrationError: no batches; a quantizer was never called, or saw NaN, Inf, or negative values
+            on an unsigned grid. All are named; no range is changed.
+        InvalidTypeError: a batch of another kind without ``forward``.
+        InvalidValueError: an unknown method; nothing to calibrate.
+    """
+    weights = {quantizer: module.weight for quantizer, module in weights_of_quantizers(model).items()}
+    quantizers = {name: q for name, q in named_quantizers(model) if q.is_enabled and q.descriptor.amax is None}
+    if not quantizers:
+        raise InvalidValueError("model: expected at least one enabled quantizer without a fixed amax, got none")
+    calibrators = {name: _calibrator(q, weight_method if q in weights else method) for name, q in quantizers.items()}
+    activations = {name: q for name, q in quantizers.items() if q not in weights}
+    called: set[str] = set()
+    with _collecting(model, activations, calibrators, called), evaluating(model):
+        done = _run(model, data, num_batches, forward or _feed, progress)
+    for name, quantizer in quantizers.items():
+        if quantizer in weights:
+            calibrators[name].collect(weights[quantizer])
+    never = [name for name in activations if name not in called]
+    if not done:
+        raise CalibrationError(f"data: expected at least one batch, got none; no range for {', '.join(quantizers)}")
+    if strict:
+        _raise_if([f"{name}: was never called" for name in never])
+    seen = {name: calibrator for name, calibrator in calibrators.items() if name not in never}
+    is_weight = frozenset(name for name, q in quantizers.items() if q in weights)
+    return Calibration(quantizers, seen, is_weight, done).apply(
+        method, weight_method=weight_method, percentile=percentile
+    )
+
+
+def _calibrator(quantizer: TensorQuantizer, method: str) -> Calibrator:
+    """Return a fresh calibrator that can serve the method; checks its name."""
+    kind = "max" if method == "max" else "histogram"
+    calibrator = calibrator_for(quantizer.descriptor.replace(calib_method=kind))
+    calibrator.compute_amax(method)
+    return calibrator
+
+
+@contextlib.contextmanager
+def _collecting(
+    model: nn.Module, activations: dict[str, TensorQuantizer], calibrators: dict[str, Calibrator], called: set[str]
+) -> Iterator[None]:
+    """Make the model float and its activation quantizers collect; afterwards every switch is as it was."""
+    every = [quantizer for _, quantizer in named_quantizers(model)]
+    switches = [(q, q._disabled, q._if_quant, q._if_calib, q._calibrator) for q in every]
+    hooks = []
+    try:
+        for quantizer in every:
+            quantizer.disable()
+        for name, quantizer in activations.items():
+            quantizer._calibrator = calibrators[name]
+            quantizer.enable()
+            quantizer.disable_quant()
+            quantizer.enable_calib()
+            hooks.append(quantizer.register_forward_pre_hook(lambda *_, name=name: called.add(name)))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for quantizer, *state in switches:
+            quantizer._disabled, quantizer._if_quant, quantizer._if_calib, quantizer._calibrator = state
+
+
+def _run(model: nn.Module, data: Iterable[Any], num_batches: int | None, forward: Forward, progress: bool) -> int:
+    total = len(data) if isinstance(data, Sized) else None
+    if num_batches is not None:
+        total = num_batches if total is None else min(total, num_batches)
+    done = 0
+    with tqdm(total=total, desc="calibrate", unit="batch", disable=not progress) as bar:
+        for batch in data:
+            if num_batches is not None and done >= num_batches:
+                break
+            forward(model, batch)
+            done += 1
+            bar.update()
+    return done
+
+
+def _feed(model: nn.Module, batch: Any) -> Any:
+    try:
+        args, kwargs = model_arguments(batch)
+    except InvalidTypeError as error:
+        raise InvalidTypeError(f"{error}. Pass forward=lambda model, batch: ...") from None
+    return model(*args, **kwargs)
+
+
+def _raise_if(problems: list[str]) -> None:
+    if problems:
+        raise CalibrationError(f"{len(problems)} quantizers have no range:\n  " + "\n  ".join(problems))

@@ -1,0 +1,131 @@
+"""Quantize a model that exists, in place, and make it float again.
+
+A module becomes quantized by assigning its ``__class__`` and adding quantizers, so its
+identity, parameters, hooks, ties and place in an optimizer survive. Look-up is by exact
+type: a subclass with a forward of its own is left alone and reported.
+"""
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from fakequant.conversion_report import ConversionReport, LayerReport
+from fakequant.descriptor import QuantDescriptor
+from fakequant.errors import InvalidTypeError
+from fakequant.nn import QuantInputMixin, QuantMixin, TensorQuantizer, quantized_class_of, registered
+from fakequant.nn.modules.quant_module import INPUT_QUANTIZER, WEIGHT_QUANTIZER
+from fakequant.recipe import Grid, Recipe, Rule, preset
+
+
+def quantize(model: nn.Module, recipe: str | Recipe = "int8") -> ConversionReport:
+    """Quantize the layers of a model in place.
+
+    Args:
+        model: any module; also a single layer.
+        recipe: a preset's name or a Recipe.
+
+    Returns:
+        What became quantized, and for every convolution or linear layer that did not, why.
+
+    Raises:
+        InvalidTypeError: model is no nn.Module; recipe neither str nor Recipe.
+        RecipeError: unknown preset, or a rule that matches nothing. The model is unchanged.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 2))
+    >>> print(quantize(model, preset("int8") + Rule("2", input=None, weight=None, reason="sensitive")))
+    1 of 1 Conv2d quantized
+    0 of 1 Linear quantized
+      float: 2 (Linear): sensitive
+    """
+    if not isinstance(model, nn.Module):
+        raise InvalidTypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    if not isinstance(recipe, str | Recipe):
+        raise InvalidTypeError(f"recipe: expected a preset's name or a Recipe, got {recipe!r}")
+    rules = preset(recipe) if isinstance(recipe, str) else recipe
+    modules = dict(model.named_modules())
+    rules.check_matches({name: type(m).__name__ for name, m in modules.items() if quantized_class_of(type(m))})
+    inside_attention = {
+        id(child) for m in modules.values() if isinstance(m, nn.MultiheadAttention) for child in m.modules()
+    }
+    weighted = tuple(float_class for float_class, cls in registered() if issubclass(cls, QuantMixin))
+    layers = []
+    for name, module in modules.items():
+        expected = isinstance(module, weighted)
+        layer = _convert(name, module, rules, id(module) in inside_attention)
+        if layer is not None and (layer.is_quantized or expected):
+            layers.append(layer)
+    return ConversionReport(tuple(layers))
+
+
+def dequantize(model: nn.Module) -> nn.Module:
+    """Make a model float again, in place: remove the quantizers and restore torch's classes. Weights stay as they are.
+
+    Also undoes ``initialize()`` for a model that was built under it.
+
+    >>> model = nn.Linear(2, 2)
+    >>> _ = quantize(model)
+    >>> type(dequantize(model)) is nn.Linear
+    True
+    """
+    for module in list(model.modules()):
+        if not isinstance(module, QuantInputMixin):
+            continue
+        float_class = type(module).float_class
+        if quantized_class_of(float_class) is type(module):
+            for child in (INPUT_QUANTIZER, WEIGHT_QUANTIZER):
+                module._modules.pop(child, None)
+            module.__class__ = float_class  # type: ignore[assignment]
+    return model
+
+
+def _convert(name: str, module: nn.Module, recipe: Recipe, inside_attention: bool) -> LayerReport | None:
+    """Convert one module and say so; None for a module that quantization is not about."""
+    type_name = type(module).__name__
+    if isinstance(module, QuantInputMixin):
+        return _as_quantized(name, type_name, module)
+    if inside_attention:
+        return LayerReport(name, type_name, reason="nn.MultiheadAttention reads its weight; its forward never runs")
+    quantized_class = quantized_class_of(type(module))
+    if quantized_class is None:
+        return LayerReport(name, type_name, reason=_why_unknown(module))
+    rule = recipe.decide(name, type_name)
+    if rule.is_float:
+        return LayerReport(name, type_name, reason=rule.why_float())
+    module.__class__ = quantized_class
+    _add_quantizers(module, rule)
+    return _as_quantized(name, type_name, module)
+
+
+def _add_quantizers(module: nn.Module, rule: Rule) -> None:
+    def grid(choice: QuantDescriptor | Grid | None) -> QuantDescriptor | None:
+        return choice if isinstance(choice, QuantDescriptor) else None
+
+    if isinstance(module, QuantMixin):
+        module.init_quantizer(grid(rule.input), grid(rule.weight))
+        if rule.weight is None:
+            module.weight_quantizer.disable()
+    elif isinstance(module, QuantInputMixin):
+        module.init_quantizer(grid(rule.input))
+    if rule.input is None and isinstance(module, QuantInputMixin):
+        module.input_quantizer.disable()
+
+
+def _as_quantized(name: str, type_name: str, module: nn.Module) -> LayerReport:
+    def grid(child: str) -> QuantDescriptor | None:
+        quantizer = module._modules.get(child)
+        if isinstance(quantizer, TensorQuantizer) and quantizer.is_enabled:
+            return quantizer.descriptor
+        return None
+
+    layer = LayerReport(name, type_name, grid(INPUT_QUANTIZER), grid(WEIGHT_QUANTIZER))
+    if layer.is_quantized:
+        return layer
+    return LayerReport(name, type_name, reason="its quantizers are disabled")
+
+
+def _why_unknown(module: nn.Module) -> str:
+    if parametrize.is_parametrized(module):
+        return "its parameters are computed by torch.nn.utils.parametrize; remove the parametrization first"
+    bases = [cls.__name__ for cls in type(module).__mro__[1:] if quantized_class_of(cls) is not None]
+    if not bases:
+        return "no quantized class is registered for it"
+    return f"{type(module).__name__} is a subclass of {bases[0]} and may have its own forward; register a class for it"

@@ -1,0 +1,1 @@
+"""Complete, runnable examples; ``examples/`` at the top level links to them."""

@@ -1,0 +1,101 @@
+"""What an exported file holds, and what it does not, in words."""
+
+import dataclasses
+from pathlib import Path
+
+import onnx_ir as ir
+
+from fakequant.export.graph import MODULE_KEY, QUANTIZER_KEY, weight_dequantizers
+from fakequant.export.rules.fold_batchnorm import FoldBatchNorm
+from fakequant.export.rules.merge_quantizers import SEPARATOR
+from fakequant.nn import TensorQuantizer
+
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportReport:
+    """The contents of one file.
+
+    Args:
+        path: where it is.
+        target: for which runtime.
+        opset: its ONNX opset.
+        size: in bytes, external data included.
+        quantizers: names of the quantizers in it.
+        not_in_file: enabled quantizers of the model that the exported forward never called.
+        integer_weights: how many weights are stored as integers.
+        folded_batchnorms: how many were folded into weights.
+        float_ops: weighted ops without Q/DQ on both inputs, {node: reason}.
+        kept_batchnorms: BatchNormalization nodes behind a convolution that stayed, {node: reason}.
+    """
+
+    path: Path
+    target: str
+    opset: int
+    size: int
+    quantizers: tuple[str, ...]
+    not_in_file: tuple[str, ...]
+    integer_weights: int
+    folded_batchnorms: int
+    float_ops: dict[str, str]
+    kept_batchnorms: dict[str, str]
+
+    def __str__(self) -> str:
+        """Return the report as lines of text."""
+        lines = [
+            f"{self.path}: target {self.target}, opset {self.opset}, {self.size / 1e6:.2f} MB",
+            f"{len(self.quantizers)} quantizers, {self.integer_weights} integer weights, "
+            f"{self.folded_batchnorms} BatchNorms folded",
+        ]
+        lines += [f"  not in the file (never called): {name}" for name in self.not_in_file]
+        lines += [f"  float: {name}: {reason}" for name, reason in self.float_ops.items()]
+        lines += [f"  BatchNorm kept: {name}: {reason}" for name, reason in self.kept_batchnorms.items()]
+        return "\n".join(lines)
+
+
+def describe(
+    model: ir.Model,
+    path: Path,
+    target: str,
+    rewrites: tuple[ir.passes.InPlacePass, ...],
+    quantizers: dict[str, TensorQuantizer],
+) -> ExportReport:
+    """Return the report on a file that was just written from model."""
+    in_file = {
+        name
+        for node in model.graph.all_nodes()
+        for name in node.metadata_props.get(QUANTIZER_KEY, "").split(SEPARATOR)
+        if name
+    }
+    folds = [rewrite for rewrite in rewrites if isinstance(rewrite, FoldBatchNorm)]
+    data = path.with_name(f"{path.name}.data")
+    return ExportReport(
+        path=path,
+        target=target,
+        opset=model.opset_imports[""],
+        size=path.stat().st_size + (data.stat().st_size if data.exists() else 0),
+        quantizers=tuple(name for name in quantizers if name in in_file),
+        not_in_file=tuple(name for name, q in quantizers.items() if q.is_enabled and name not in in_file),
+        integer_weights=sum(1 for _ in weight_dequantizers(model.graph)),
+        folded_batchnorms=sum(fold.folded for fold in folds),
+        float_ops=_float_ops(model.graph),
+        kept_batchnorms={name: reason for fold in folds for name, reason in fold.skipped.items()},
+    )
+
+
+def _float_ops(graph: ir.Graph) -> dict[str, str]:
+    found = {}
+    for node in graph.all_nodes():
+        if node.op_type not in _WEIGHTED:
+            continue
+        bare = [i for i in (0, 1) if not _is_dequantized(node.inputs[i])]
+        if bare:
+            name = f"{node.metadata_props.get(MODULE_KEY, node.name)} ({node.op_type})"
+            found[name] = "no Q/DQ on " + " and ".join(("its data", "its weight or second input")[i] for i in bare)
+    return found
+
+
+def _is_dequantized(value: ir.Value | None) -> bool:
+    producer = None if value is None else value.producer()
+    return producer is not None and producer.op_type == "DequantizeLinear"

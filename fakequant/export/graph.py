@@ -1,0 +1,72 @@
+"""Reading a Q/DQ graph: the few questions that rules, reports and validation all ask."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+QUANTIZER_KEY = "fakequant.quantizer"
+"""Node metadata: full name of the TensorQuantizer that a Q or DQ comes from."""
+
+MODULE_KEY = "fakequant.module"
+"""Node metadata: full name of the torch module that a node comes from."""
+
+
+def constant_of(value: ir.Value | None) -> NDArray[np.generic] | None:
+    """Return the array of an initializer or Constant node's output, None for anything else."""
+    if value is None or value.is_graph_input():
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def produced_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """Return the node that makes value if it is one of op_type."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == op_type and node.domain == "" else None
+
+
+def only_consumer(value: ir.Value, op_type: str) -> ir.Node | None:
+    """Return the single node that reads value if it is one of op_type and value is no graph output."""
+    consumers = value.consumers()
+    if value.is_graph_output() or len(value.uses()) != 1 or consumers[0].op_type != op_type:
+        return None
+    return consumers[0]
+
+
+def axis_of(node: ir.Node, scale: NDArray[np.generic]) -> int | None:
+    """Return the channel axis of a Q or DQ node, None for per tensor."""
+    return None if scale.size == 1 and scale.ndim == 0 else node.attributes.get_int("axis", 1)
+
+
+def along_axis(vector: NDArray[np.generic], axis: int | None, ndim: int) -> NDArray[np.generic]:
+    """Return a scale or zero point shaped to broadcast against data of ndim dimensions."""
+    if axis is None or vector.ndim == 0:
+        return vector
+    shape = [1] * ndim
+    shape[axis] = vector.size
+    return vector.reshape(shape)
+
+
+def weight_dequantizers(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Value]]:
+    """Yield (DequantizeLinear, integer initializer) for every weight stored as integers."""
+    for node in graph:
+        if node.op_type == "DequantizeLinear" and constant_of(node.inputs[0]) is not None:
+            stored = node.inputs[0]
+            assert stored is not None
+            yield node, stored
+
+
+def new_initializer(
+    graph: ir.Graph, name: str, array: NDArray[np.generic], dtype: ir.DataType | None = None
+) -> ir.Value:
+    """Add an initializer under a name that is not taken and return its value."""
+    unique, count = name, 0
+    while unique in graph.initializers:
+        count += 1
+        unique = f"{name}_{count}"
+    tensor = ir.tensor(np.ascontiguousarray(array), dtype=dtype, name=unique)
+    value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
+    graph.register_initializer(value)
+    return value

@@ -1,0 +1,1 @@
+"""Rewrites of a Q/DQ graph, one a file."""

@@ -1,0 +1,48 @@
+"""One Q per tensor: Q/DQ pairs with equal parameters on one tensor become one, shared by all readers.
+
+Several layers that read one tensor (Q, K and V of attention, parallel branches) each
+bring a quantizer; calibrated on the same data they have the same range (rule R34).
+Pairs with different parameters are left as they are.
+"""
+
+import onnx_ir as ir
+
+from fakequant.export.graph import QUANTIZER_KEY, axis_of, constant_of
+
+SEPARATOR = " "
+"""Between the quantizer names on a node that stands for several."""
+
+
+class MergeQuantizers(ir.passes.InPlacePass):
+    """Merges equal Q nodes, then equal DQ nodes, that read the same value."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Merge; Q first, since equal DQs then read the same value."""
+        merged = sum(_merge(model.graph, op_type) for op_type in ("QuantizeLinear", "DequantizeLinear"))
+        return ir.passes.PassResult(model, modified=merged > 0)
+
+
+def _merge(graph: ir.Graph, op_type: str) -> int:
+    first: dict[tuple[object, ...], ir.Node] = {}
+    merged = 0
+    for node in list(graph):
+        scale = constant_of(node.inputs[1]) if node.op_type == op_type else None
+        if scale is None:
+            continue
+        zero_point = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
+        key = (
+            id(node.inputs[0]),
+            scale.tobytes(),
+            None if zero_point is None else (zero_point.dtype.str, zero_point.tobytes()),
+            axis_of(node, scale),
+        )
+        kept = first.setdefault(key, node)
+        if kept is node or node.outputs[0].is_graph_output():
+            continue
+        names = [n.metadata_props[QUANTIZER_KEY] for n in (kept, node) if QUANTIZER_KEY in n.metadata_props]
+        if names:
+            kept.metadata_props[QUANTIZER_KEY] = SEPARATOR.join(names)
+        ir.convenience.replace_all_uses_with(node.outputs[0], kept.outputs[0])
+        graph.remove(node, safe=True)
+        merged += 1
+    return merged

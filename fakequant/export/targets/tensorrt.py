@@ -1,0 +1,20 @@
+"""TensorRT 8 to 11: int8 with zero point 0, Q/DQ on the inputs of weighted layers only, float bias.
+
+BatchNormalization is folded: TensorRT would fuse it itself, and the folded file is also
+what other runtimes need. Opset 19 is the newest that every TensorRT from 10.0 reads.
+"""
+
+import onnx_ir as ir
+
+from fakequant.export.rules.fold_batchnorm import FoldBatchNorm
+from fakequant.export.rules.integer_weights import IntegerWeights
+from fakequant.export.rules.merge_quantizers import MergeQuantizers
+from fakequant.export.rules.transpose_weights import TransposeWeights
+from fakequant.export.targets.target import Target, register
+
+
+def _rewrites() -> tuple[ir.passes.InPlacePass, ...]:
+    return (MergeQuantizers(), IntegerWeights(), TransposeWeights(), FoldBatchNorm())
+
+
+TENSORRT = register(Target(name="tensorrt", default_opset=19, rewrites=_rewrites))

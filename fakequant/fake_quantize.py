@@ -1,0 +1,98 @@
+"""The differentiable quantize-dequantize operator, in eager mode, compiled, and under ONNX export.
+
+The gradient is the straight-through estimator (Bengio, Leonard and Courville 2013,
+arXiv:1308.3432) restricted to the grid: it passes unchanged where x rounds to a code
+without being clamped, and is zero elsewhere, as in torch.fake_quantize_per_tensor_affine.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fakequant import arithmetic
+from fakequant.onnx_ops import (
+    as_constant,
+    quantize_dequantize,
+    quantize_dequantize_e4m3,
+    torchscript_quantize_dequantize,
+)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """arithmetic.dequantize(quantize(x)) in four passes over memory, and its STE."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        ctx.bounds = (low, high)
+        return arithmetic.quantize(x, scale, low, high).mul_(scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x, scale = ctx.saved_tensors
+        low, high = ctx.bounds
+        codes = x.to(torch.float32).div(scale)
+        passed = torch.ops.aten.hardtanh_backward(grad.to(torch.float32), codes, low - 0.5, high + 0.5)
+        return passed.to(x.dtype), None, None, None
+
+    @staticmethod
+    def symbolic(g: Any, x: Any, scale: Any, low: int, high: int) -> Any:
+        return torchscript_quantize_dequantize(g, x, scale, low, high)
+
+
+class StraightThrough(torch.autograd.Function):
+    """Returns ``value``; the gradient goes to x wherever ``passes`` is true."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, passes: Tensor) -> Tensor:
+        """Return value, shaped like x."""
+        ctx.save_for_backward(passes)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Mask the gradient."""
+        (passes,) = ctx.saved_tensors
+        return grads[0] * passes, None, None
+
+
+def straight_through(x: Tensor, value: Tensor, passes: Tensor) -> Tensor:
+    """Return value in the forward pass and ``grad * passes`` to x in the backward pass; all shaped alike."""
+    result: Tensor = StraightThrough.apply(x, value, passes)  # type: ignore[no-untyped-call]
+    return result
+
+
+def fake_quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+    """Return x rounded to the grid ``scale * {low..high}``, in x's shape and dtype, with STE gradient.
+
+    Args:
+        x: data of any shape and any float dtype; computed in float32.
+        scale: float32, positive, broadcasts against x; gets no gradient.
+        low: lowest code.
+        high: highest code.
+
+    >>> x = torch.tensor([0.26, 9.0], requires_grad=True)
+    >>> fake_quantize(x, torch.tensor(0.5), -8, 7).tolist()
+    [0.5, 3.5]
+    """
+    if torch.onnx.is_in_onnx_export():
+        if not torch.jit.is_tracing():
+            return quantize_dequantize(x, scale, low, high)
+        traced: Tensor = _FakeQuantize.apply(x.to(torch.float32), as_constant(scale), low, high)  # type: ignore[no-untyped-call]
+        return traced.to(x.dtype)
+    result: Tensor = _FakeQuantize.apply(x, scale, low, high)  # type: ignore[no-untyped-call]
+    return result
+
+
+def fake_quantize_e4m3(x: Tensor, scale: Tensor) -> Tensor:
+    """Return x rounded to FP8 E4M3 times scale, saturating, in x's dtype, with STE gradient up to 448 * scale.
+
+    >>> fake_quantize_e4m3(torch.tensor([1.8]), torch.tensor(1.0)).tolist()
+    [1.75]
+    """
+    if torch.onnx.is_in_onnx_export():
+        return quantize_dequantize_e4m3(x, scale)
+    value = arithmetic.quantize_e4m3(x, scale).to(x.dtype)
+    return straight_through(x, value, x.detach().abs() <= arithmetic.FP8_E4M3_MAX * scale)

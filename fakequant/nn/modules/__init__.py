@@ -1,0 +1,1 @@
+"""One family of quantized modules a file."""

@@ -1,0 +1,348 @@
+"""TensorQuantizer: one tensor's quantizer as a module. Its only lasting state is amax.
+
+The buffer ``_amax`` is there from construction. While no range is known it has no
+elements (shape ``(0,)``), so "calibrated" is a property of its shape: it survives
+state_dict, deepcopy, pickle, ``.to()``, and reading it costs no device synchronization.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fakequant import arithmetic
+from fakequant.calib import Calibrator, calibrator_for
+from fakequant.descriptor import QuantDescriptor
+from fakequant.errors import CalibrationError, ExportError, InvalidTypeError, InvalidValueError
+from fakequant.fake_quantize import fake_quantize, fake_quantize_e4m3
+from fakequant.nn.functional import clip
+
+_AMAX = "_amax"
+
+
+class TensorQuantizer(nn.Module):
+    """Quantizes, observes, or passes on one tensor, of any shape and float dtype.
+
+    With a known amax the grid is fixed; without, each call uses the range of its own
+    input ("dynamic"). Switches: ``enable``/``disable`` (everything), ``enable_quant``,
+    ``enable_calib`` and their counterparts.
+
+    Args:
+        quant_desc: the grid.
+        disabled: start as the identity.
+        if_quant: start with quantization on.
+        if_calib: start collecting statistics.
+
+    Raises:
+        InvalidTypeError: quant_desc is no QuantDescriptor.
+        InvalidValueError: quant_desc.calib_method is not a registered calibrator.
+
+    >>> quantizer = TensorQuantizer(QuantDescriptor(amax=1.27))
+    >>> quantizer(torch.tensor([0.5, -9.0])).tolist()
+    [0.5, -1.2799999713897705]
+    """
+
+    use_fb_fake_quant: ClassVar[bool] = False
+    """Scripts for pytorch-quantization 2.1 set this before export. Every export is standard Q/DQ here."""
+
+    _amax: Tensor
+
+    def __init__(
+        self,
+        quant_desc: QuantDescriptor = QuantDescriptor(),  # noqa: B008 - immutable
+        disabled: bool = False,
+        if_quant: bool = True,
+        if_calib: bool = False,
+    ) -> None:
+        super().__init__()
+        if not isinstance(quant_desc, QuantDescriptor):
+            raise InvalidTypeError(f"quant_desc: expected a QuantDescriptor, got {quant_desc!r}")
+        self._descriptor = quant_desc
+        self._calibrator: Calibrator = calibrator_for(quant_desc)
+        self._disabled = disabled
+        self._if_quant = if_quant
+        self._if_calib = if_calib
+        self._dynamic_scale: Tensor | None = None
+        empty = torch.empty(0, dtype=torch.float32)
+        if quant_desc.learn_amax:
+            self._amax = nn.Parameter(empty)
+        else:
+            self.register_buffer(_AMAX, empty)
+        if quant_desc.amax is not None:
+            self.amax = quant_desc.amax
+
+    # The grid.
+
+    @property
+    def descriptor(self) -> QuantDescriptor:
+        """The grid. Assigning another one keeps amax and empties the calibrator."""
+        return self._descriptor
+
+    @descriptor.setter
+    def descriptor(self, descriptor: QuantDescriptor) -> None:
+        if descriptor.learn_amax != self._descriptor.learn_amax:
+            raise InvalidValueError(
+                f"learn_amax: expected {self._descriptor.learn_amax} as at construction, got {descriptor.learn_amax}"
+            )
+        self._calibrator = calibrator_for(descriptor)
+        self._descriptor = descriptor
+
+    @property
+    def num_bits(self) -> int | tuple[int, int]:
+        """Number of bits of the grid."""
+        return self._descriptor.num_bits
+
+    @num_bits.setter
+    def num_bits(self, num_bits: int | tuple[int, int]) -> None:
+        self.descriptor = self._descriptor.replace(num_bits=num_bits)
+
+    @property
+    def unsigned(self) -> bool:
+        """Whether the grid starts at 0."""
+        return self._descriptor.unsigned
+
+    @unsigned.setter
+    def unsigned(self, unsigned: bool) -> None:
+        self.descriptor = self._descriptor.replace(unsigned=unsigned)
+
+    @property
+    def narrow_range(self) -> bool:
+        """Whether the lowest signed code is left out."""
+        return self._descriptor.narrow_range
+
+    @narrow_range.setter
+    def narrow_range(self, narrow_range: bool) -> None:
+        self.descriptor = self._descriptor.replace(narrow_range=narrow_range)
+
+    @property
+    def axis(self) -> int | tuple[int, ...] | None:
+        """The axes that keep their own amax."""
+        return self._descriptor.axis
+
+    @property
+    def fake_quant(self) -> bool:
+        """Whether values (and not codes) are returned."""
+        return self._descriptor.fake_quant
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Lowest and highest code; an error for FP8, which has none."""
+        bits = self._descriptor.num_bits
+        if isinstance(bits, tuple):
+            raise InvalidValueError(f"bounds: expected an integer grid, got num_bits {bits}")
+        return arithmetic.integer_bounds(bits, self.unsigned, self.narrow_range)
+
+    @property
+    def maxbound(self) -> float:
+        """The largest value of the grid in units of the scale: 127 for int8, 448 for FP8."""
+        return arithmetic.FP8_E4M3_MAX if self._descriptor.is_fp8 else self.bounds[1]
+
+    # The range.
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether amax is known."""
+        return self._amax.numel() > 0
+
+    @property
+    def amax(self) -> Tensor | None:
+        """The range, float32: 0-d, or with the kept axes' sizes and 1 elsewhere. None while unknown.
+
+        Assigning checks that it is finite and not negative; None forgets it. A shape
+        other than that of the present amax is an error: forget that one first.
+        """
+        return self._amax if self.is_calibrated else None
+
+    @amax.setter
+    def amax(self, value: object) -> None:
+        device = self._amax.device
+        if value is None:
+            self._replace_amax(torch.empty(0, dtype=torch.float32, device=device))
+            return
+        new = arithmetic.check_amax(value).to(device, torch.float32)
+        if not self.is_calibrated:
+            self._replace_amax(new.clone())
+            return
+        if new.shape != self._amax.shape:
+            raise InvalidValueError(f"amax: expected shape {tuple(self._amax.shape)}, got {tuple(new.shape)}")
+        with torch.no_grad():
+            self._amax.copy_(new)
+
+    def _replace_amax(self, value: Tensor) -> None:
+        if isinstance(self._amax, nn.Parameter):
+            self._amax.data = value
+            self._amax.grad = None
+        else:
+            self._amax = value
+
+    def _scale_of(self, amax: Tensor) -> Tensor:
+        factor = self._descriptor.scale_amax
+        return arithmetic.scale_from_amax(amax if factor is None else amax * factor, self.maxbound)
+
+    @property
+    def scale(self) -> Tensor | None:
+        """ONNX's scale, amax / maxbound, shaped like amax. None while amax is unknown.
+
+        A dynamic quantizer that returns codes (``fake_quant=False``) has the scale of its last call here.
+        """
+        return self._scale_of(self._amax) if self.is_calibrated else self._dynamic_scale
+
+    @property
+    def step_size(self) -> Tensor | None:
+        """The distance between two values of the grid; the same as ``scale``."""
+        return self.scale
+
+    # The switches.
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether a call changes its input."""
+        return self._if_quant and not self._disabled
+
+    def disable(self) -> None:
+        """Become the identity: neither quantize nor collect."""
+        self._disabled = True
+
+    def enable(self) -> None:
+        """Undo ``disable``."""
+        self._disabled = False
+
+    def disable_quant(self) -> None:
+        """Stop quantizing."""
+        self._if_quant = False
+
+    def enable_quant(self) -> None:
+        """Quantize."""
+        self._if_quant = True
+
+    def disable_calib(self) -> None:
+        """Stop collecting statistics."""
+        self._if_calib = False
+
+    def enable_calib(self) -> None:
+        """Collect statistics from every call."""
+        self._if_calib = True
+
+    # Calibration.
+
+    def load_calib_amax(self, method: str | None = None, *, percentile: float = 99.99, strict: bool = True) -> None:
+        """Set amax from what was collected.
+
+        Args:
+            method: how, for a calibrator that knows several; None for its own default.
+            percentile: in percent, for the percentile method.
+            strict: raise if nothing was collected; otherwise leave amax as it is.
+
+        Raises:
+            CalibrationError: nothing was collected, or NaN, Inf, or negative values on an unsigned grid.
+            InvalidValueError: the calibrator does not know the method.
+        """
+        amax = self._calibrator.compute_amax(method, percentile=percentile)
+        if amax is None:
+            if strict:
+                raise CalibrationError(
+                    f"{type(self._calibrator).__name__} has seen no data. Call enable_calib() and feed the model first"
+                )
+            return
+        if self.is_calibrated and amax.shape != self._amax.shape:
+            self.amax = None
+        self.amax = amax
+
+    # The call.
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return inputs quantized (or the codes), or unchanged when quantization is off."""
+        if self._disabled:
+            return inputs
+        if self._if_calib:
+            self._calibrator.collect(inputs)
+        return self._quantize(inputs) if self._if_quant else inputs
+
+    def _quantize(self, inputs: Tensor) -> Tensor:
+        amax = self._amax_for(inputs)
+        if self._descriptor.learn_amax and self.is_calibrated:
+            # PACT (arXiv:1805.06085): values beyond the range give their gradient to it.
+            bound = self._amax.to(inputs.dtype)
+            inputs = clip(inputs, torch.zeros_like(bound) if self.unsigned else -bound, bound)
+        scale = self._scale_of(amax)
+        if self._descriptor.is_fp8:
+            return fake_quantize_e4m3(inputs, scale)
+        if self._descriptor.fake_quant:
+            return fake_quantize(inputs, scale, *self.bounds)
+        self._dynamic_scale = scale
+        return arithmetic.quantize(inputs, scale, *self.bounds).to(inputs.dtype)
+
+    def _amax_for(self, inputs: Tensor) -> Tensor:
+        if not self.is_calibrated:
+            if torch.onnx.is_in_onnx_export():
+                raise ExportError(f"expected a calibrated quantizer, got amax unknown in {self}")
+            return arithmetic.reduce_amax(inputs, self.axis)
+        shape = arithmetic.kept_shape(inputs.shape, self.axis)
+        if self._amax.shape == shape or self._amax.numel() == 1:
+            return self._amax.reshape(shape) if self._amax.numel() == 1 and shape == () else self._amax
+        try:
+            return self._amax.reshape(shape)
+        except RuntimeError as error:
+            raise InvalidValueError(
+                f"amax: expected shape {shape} for inputs of shape {tuple(inputs.shape)}, axis {self.axis}, "
+                f"got {tuple(self._amax.shape)}"
+            ) from error
+
+    # An ordinary module.
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TensorQuantizer":
+        """Follow device moves but stay float32: half() would lose ranges above 65504 and below 6e-8."""
+        before = self._amax.detach()
+        super()._apply(fn, recurse)
+        if self._amax.dtype != torch.float32:
+            self._replace_amax(before.to(self._amax.device))
+        return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Take over the checkpoint's amax, known or not; a checkpoint without one (a float model's) changes nothing."""
+        key = prefix + _AMAX
+        stored = state_dict.get(key)
+        if isinstance(stored, Tensor) and stored.shape != self._amax.shape:
+            self._replace_amax(self._amax.detach().new_empty(stored.shape))
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if key in missing_keys:
+            missing_keys.remove(key)
+
+    def extra_repr(self) -> str:
+        """Return the line that users of the ancestor know: grid, range, calibrator, switches."""
+        if self._disabled:
+            return "disabled"
+        descriptor = self._descriptor
+        words = [
+            "unsigned" if self.unsigned else "",
+            f"{self.num_bits}bit",
+            "narrow" if self.narrow_range else "",
+            "fake" if self.fake_quant else "",
+            "per-tensor" if self.axis is None else f"axis={self.axis}",
+            f"amax={self._short_amax()}",
+            "" if descriptor.scale_amax is None else f"*{descriptor.scale_amax}",
+            "learned" if descriptor.learn_amax else "",
+            f"calibrator={type(self._calibrator).__name__}",
+            "quant" if self._if_quant else "",
+            "calib" if self._if_calib else "",
+        ]
+        return " ".join(filter(None, words))
+
+    def _short_amax(self) -> str:
+        if not self.is_calibrated:
+            return "dynamic"
+        if self._amax.numel() == 1:
+            return f"{self._amax.item():.4f}"
+        return f"[{self._amax.min().item():.4f}, {self._amax.max().item():.4f}]({self._amax.numel()})"

@@ -1,0 +1,110 @@
+"""What the fake-quantize operator becomes in an ONNX graph: QuantizeLinear and DequantizeLinear.
+
+Both of torch's exporters get here by themselves when a model is exported: the
+torch.export based one through torch.onnx.ops.symbolic, TorchScript through the
+``symbolic`` of an autograd.Function. Scales and zero points become constants of the
+file; zero points are always written, typed (TensorRT reads a missing one as int8, ONNX
+as uint8).
+
+Grids narrower than the container clip before Q. The one exception is [-127, 127] in
+int8, where a Clip between a weight and its Q would cost TensorRT its fusion: there a
+weight clipped by its calibration may become -128. fakequant.export_onnx stores integer
+weights and has no such case.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fakequant.errors import ExportError
+
+BOUNDS_KEY = "fakequant.bounds"
+"""Metadata of a QuantizeLinear node: lowest and highest code, where they are narrower than its type."""
+
+_CONTAINERS = (
+    (torch.int8, -128, 127),
+    (torch.uint8, 0, 255),
+    (torch.int16, -(2**15), 2**15 - 1),
+    (torch.uint16, 0, 2**16 - 1),
+)
+
+
+def container(low: int, high: int) -> tuple[torch.dtype, bool]:
+    """Return the ONNX type that holds codes low..high, and whether its own clamp is not enough.
+
+    >>> container(-127, 127), container(-8, 7), container(0, 255)
+    ((torch.int8, False), (torch.int8, True), (torch.uint8, False))
+    """
+    for dtype, lowest, highest in _CONTAINERS:
+        if lowest <= low and high <= highest and (lowest == 0) == (low == 0):
+            return dtype, high != highest
+    raise ExportError(f"codes: expected a range within 16 bits, got {low} to {high}")
+
+
+def channel_axis(scale: Tensor) -> int | None:
+    """Return the one axis along which scale varies; None per tensor; several axes are an error."""
+    axes = [i for i, size in enumerate(scale.shape) if size != 1]
+    if len(axes) > 1:
+        raise ExportError(
+            f"scale: expected one axis (ONNX has no multi-axis quantization), got shape {tuple(scale.shape)}"
+        )
+    return axes[0] if axes else None
+
+
+def quantize_dequantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+    """Return DequantizeLinear(QuantizeLinear(x)) as seen by the torch.export based exporter."""
+    dtype, clip = container(low, high)
+    values = x.to(torch.float32)
+    if clip:
+        values = values.clamp(low * scale, high * scale)
+    return _emit(values, scale, dtype, {BOUNDS_KEY: f"{low} {high}"}).to(x.dtype)
+
+
+def quantize_dequantize_e4m3(x: Tensor, scale: Tensor) -> Tensor:
+    """Return the FP8 pair (opset 19 and later) as seen by the torch.export based exporter."""
+    if torch.jit.is_tracing():
+        raise ExportError("num_bits (4, 3): FP8 needs torch.onnx.export(dynamo=True), got the TorchScript exporter")
+    return _emit(x.to(torch.float32), scale, torch.float8_e4m3fn, {}).to(x.dtype)
+
+
+def _emit(values: Tensor, scale: Tensor, dtype: torch.dtype, metadata: dict[str, str]) -> Tensor:
+    axis = channel_axis(scale)
+    constant = scale.reshape(-1 if axis is not None else ())
+    zero_point = torch.zeros(constant.shape, dtype=torch.float32).to(dtype)
+    attributes: Any = {} if axis is None else {"axis": axis}
+    codes = torch.onnx.ops.symbolic(
+        "QuantizeLinear",
+        (values, constant, zero_point),
+        attributes,
+        dtype=dtype,
+        shape=values.shape,
+        metadata_props=metadata,
+    )
+    return torch.onnx.ops.symbolic(
+        "DequantizeLinear", (codes, constant, zero_point), attributes, dtype=torch.float32, shape=values.shape
+    )
+
+
+def torchscript_quantize_dequantize(g: Any, x: Any, scale: Any, low: int, high: int) -> Any:
+    """Return the same nodes in a TorchScript graph ``g``; scale is a constant there."""
+    dtype, clip = container(low, high)
+    values = scale.node().t("value")
+    axis = channel_axis(values)
+    if clip:
+        x = g.op("Max", g.op("Min", x, g.op("Constant", value_t=values * high)), g.op("Constant", value_t=values * low))
+    constant = values.reshape(-1 if axis is not None else ())
+    scale = g.op("Constant", value_t=constant)
+    zero_point = g.op("Constant", value_t=torch.zeros(constant.shape, dtype=dtype))
+    attributes = {} if axis is None else {"axis_i": axis}
+    codes = g.op("QuantizeLinear", x, scale, zero_point, **attributes)
+    return g.op("DequantizeLinear", codes, scale, zero_point, **attributes).setType(x.type())
+
+
+def as_constant(scale: Tensor) -> Tensor:
+    """Return scale as a value that a TorchScript trace records as a constant instead of a computation."""
+    with warnings.catch_warnings():
+        # Freezing the scale is what is wanted here.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        return torch.tensor(scale.tolist(), dtype=torch.float32)

@@ -1,0 +1,111 @@
+"""Quantized models by patching torch.nn before construction, as the field knows it.
+
+``initialize()`` puts quantized classes in the place of ``torch.nn.Conv2d`` and others;
+models built afterwards are quantized; ``deactivate()`` puts torch's classes back.
+``patched_torch_nn()`` is the same as a context manager. A name that was imported
+earlier (``from torch.nn import Linear``) and layers inside torch's own modules are out
+of reach of patching: ``fakequant.quantize`` converts an existing model and reports them.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from fakequant.errors import InvalidTypeError, InvalidValueError
+from fakequant.nn import registered
+
+CustomModule: TypeAlias = tuple[Any, str, type[nn.Module]]
+"""(object to patch, attribute name, class to put there)"""
+
+# A max pool commutes with quantization, an instance norm stays float inside: the
+# ancestor does not patch them either. custom_quant_modules adds them.
+_NOT_PATCHED = frozenset({f"{family}{d}d" for family in ("MaxPool", "InstanceNorm") for d in (1, 2, 3)})
+
+# What initialize() replaced: (object, name) -> the original. Empty when nothing is patched.
+_replaced: dict[tuple[Any, str], Any] = {}
+
+
+def initialize(
+    float_module_list: Iterable[str] | None = None, custom_quant_modules: Iterable[CustomModule] | None = None
+) -> None:
+    """Patch torch.nn; models built from now on are quantized. A second call starts over from the original torch.nn.
+
+    Args:
+        float_module_list: names left alone, such as ``["Linear"]``.
+        custom_quant_modules: ``(object, "Name", class)`` to patch besides; also under a name of float_module_list.
+
+    Raises:
+        InvalidValueError: a name in float_module_list is not patched anyway, or an object lacks the attribute.
+        InvalidTypeError: an entry of custom_quant_modules is not such a triple.
+    """
+    plan = _plan(float_module_list, custom_quant_modules)
+    deactivate()
+    for (target, name), replacement in plan.items():
+        _replaced[target, name] = getattr(target, name)
+        setattr(target, name, replacement)
+
+
+def deactivate() -> None:
+    """Undo ``initialize``, however often it was called; harmless without it."""
+    while _replaced:
+        (target, name), original = _replaced.popitem()
+        setattr(target, name, original)
+
+
+@contextlib.contextmanager
+def patched_torch_nn(
+    float_module_list: Iterable[str] | None = None, custom_quant_modules: Iterable[CustomModule] | None = None
+) -> Iterator[None]:
+    """Patch torch.nn inside a with block; afterwards everything is as it was before, also when nested or on errors.
+
+    Arguments and errors as in ``initialize``.
+
+    >>> import torch
+    >>> with patched_torch_nn():
+    ...     layer = torch.nn.Linear(2, 2)
+    >>> type(layer).__name__, torch.nn.Linear.__name__
+    ('QuantLinear', 'Linear')
+    """
+    outer = {key: getattr(*key) for key in _replaced}
+    outer_originals = dict(_replaced)
+    initialize(float_module_list, custom_quant_modules)
+    try:
+        yield
+    finally:
+        deactivate()
+        _replaced.update(outer_originals)
+        for (target, name), value in outer.items():
+            setattr(target, name, value)
+
+
+@contextlib.contextmanager
+def enable_onnx_export() -> Iterator[None]:
+    """Do nothing: every ``torch.onnx.export`` gives standard Q/DQ. Kept so that scripts for the ancestor run."""
+    yield
+
+
+def _plan(
+    float_module_list: Iterable[str] | None, custom_quant_modules: Iterable[CustomModule] | None
+) -> dict[tuple[Any, str], type[nn.Module]]:
+    """Check everything and return what goes where, before anything is patched."""
+    patched: dict[str, type[nn.Module]] = {
+        float_class.__name__: quantized
+        for float_class, quantized in registered()
+        if float_class.__name__ not in _NOT_PATCHED and getattr(nn, float_class.__name__, None) is not None
+    }
+    left_float = set(float_module_list or ())
+    if unknown := sorted(left_float - set(patched) - _NOT_PATCHED):
+        raise InvalidValueError(f"float_module_list: expected names among {sorted(patched)}, got {unknown}")
+    plan: dict[tuple[Any, str], type[nn.Module]] = {
+        (nn, name): quantized for name, quantized in patched.items() if name not in left_float
+    }
+    for entry in custom_quant_modules or ():
+        if not (isinstance(entry, tuple | list) and len(entry) == 3 and isinstance(entry[1], str)):
+            raise InvalidTypeError(f"custom_quant_modules: expected (object, name, class) triples, got {entry!r}")
+        target, name, replacement = entry
+        if not hasattr(target, name):
+            raise InvalidValueError(f"custom_quant_modules: expected an attribute {name!r} of {target!r}, got none")
+        plan[target, name] = replacement
+    return plan

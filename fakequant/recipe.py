@@ -1,0 +1,143 @@
+"""Recipes: which layers get which grids.
+
+A recipe is a list of rules; for each layer the last rule that matches decides. The
+defaults of a preset may match nothing; a rule that a user adds must match a layer.
+
+>>> recipe = preset("int8") + Rule("fc", input=None, weight=None) + Rule(type="MaxPool*")
+>>> recipe.decide("conv1", "Conv2d").weight
+<Grid.DEFAULT: 'default'>
+>>> recipe.decide("fc", "Linear").is_float
+True
+"""
+
+import dataclasses
+import enum
+import fnmatch
+
+from torch import nn
+
+from fakequant.descriptor import QuantDescriptor
+from fakequant.errors import InvalidTypeError, RecipeError
+from fakequant.nn import QuantMixin, registered
+
+
+class Grid(enum.Enum):
+    """A grid that is looked up in the quantized class."""
+
+    DEFAULT = "default"
+    """The class default: 8 bits, per tensor on inputs, per output channel on weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Which layers, and the grids they get.
+
+    Args:
+        name: shell pattern over module names, such as ``"layer4.*"``; matches case-sensitively.
+        type: shell pattern over float class names, such as ``"Conv*"``.
+        input: grid of the input; ``Grid.DEFAULT`` for the class default; None leaves it float.
+        weight: grid of the weight, likewise. ``input=None, weight=None`` leaves the layer float.
+        reason: shown in the report for layers that this rule leaves float.
+
+    Raises:
+        InvalidTypeError: a field of the wrong type.
+    """
+
+    name: str = "*"
+    type: str = "*"
+    input: QuantDescriptor | Grid | None = Grid.DEFAULT
+    weight: QuantDescriptor | Grid | None = Grid.DEFAULT
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the types."""
+        for field in ("name", "type", "reason"):
+            if not isinstance(getattr(self, field), str):
+                raise InvalidTypeError(f"Rule.{field}: expected a str, got {getattr(self, field)!r}")
+        for field in ("input", "weight"):
+            if not isinstance(getattr(self, field), QuantDescriptor | Grid | None):
+                raise InvalidTypeError(
+                    f"Rule.{field}: expected a QuantDescriptor, Grid.DEFAULT or None, got {getattr(self, field)!r}"
+                )
+
+    def matches(self, name: str, type_name: str) -> bool:
+        """Whether this rule is about the layer."""
+        return fnmatch.fnmatchcase(name, self.name) and fnmatch.fnmatchcase(type_name, self.type)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the layer stays float."""
+        return self.input is None and self.weight is None
+
+    def why_float(self) -> str:
+        """Return the reason for the report."""
+        return self.reason or f"rule {self.name!r}, type {self.type!r} leaves it float"
+
+
+_NO_RULE = Rule(input=None, weight=None, reason="no rule of the recipe matches it")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Rules in order; the last match wins. ``recipe + rule`` gives a new recipe.
+
+    Args:
+        defaults: rules that may match nothing.
+        rules: rules of which each must match a layer of the model.
+    """
+
+    defaults: tuple[Rule, ...] = ()
+    rules: tuple[Rule, ...] = ()
+
+    def __add__(self, rule: Rule) -> "Recipe":
+        """Return the recipe with one more rule."""
+        if not isinstance(rule, Rule):
+            return NotImplemented
+        return dataclasses.replace(self, rules=(*self.rules, rule))
+
+    def decide(self, name: str, type_name: str) -> Rule:
+        """Return the rule that decides about a layer."""
+        matching = [rule for rule in (*self.defaults, *self.rules) if rule.matches(name, type_name)]
+        return matching[-1] if matching else _NO_RULE
+
+    def check_matches(self, layers: dict[str, str]) -> None:
+        """Raise RecipeError for a rule that matches none of the layers {name: float class name}."""
+        for rule in self.rules:
+            if not any(rule.matches(name, type_name) for name, type_name in layers.items()):
+                raise RecipeError(
+                    f"rule name={rule.name!r} type={rule.type!r}: expected to match a layer, got none of "
+                    f"{len(layers)}: {', '.join(list(layers)[:8])}{' ...' if len(layers) > 8 else ''}"
+                )
+
+
+def _weighted() -> list[tuple[type[nn.Module], type[QuantMixin]]]:
+    return [(float_class, cls) for float_class, cls in registered() if issubclass(cls, QuantMixin)]
+
+
+def _int8() -> Recipe:
+    """8-bit inputs per tensor and weights per channel, of every convolution and linear layer."""
+    return Recipe(defaults=tuple(Rule(type=float_class.__name__) for float_class, _ in _weighted()))
+
+
+def _low_bit_weights(num_bits: int) -> Recipe:
+    """8-bit inputs, weights of few bits per channel."""
+    return Recipe(
+        defaults=tuple(
+            Rule(type=float_class.__name__, weight=cls.default_quant_desc_weight.replace(num_bits=num_bits))
+            for float_class, cls in _weighted()
+        )
+    )
+
+
+_PRESETS = {"int8": _int8, "w4a8": lambda: _low_bit_weights(4)}
+
+
+def preset(name: str) -> Recipe:
+    """Return a recipe by name: ``"int8"``, or ``"w4a8"`` (4-bit weights, 8-bit activations).
+
+    Raises:
+        RecipeError: the name is unknown.
+    """
+    if name not in _PRESETS:
+        raise RecipeError(f"recipe: expected one of {sorted(_PRESETS)}, got {name!r}")
+    return _PRESETS[name]()
