@@ -12,6 +12,7 @@ Everything is computed in float32, as the runtimes do, whatever the dtype of x.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,8 +43,8 @@ def integer_bounds(num_bits: int, unsigned: bool = False, narrow_range: bool = F
 def scale_from_amax(amax: Tensor, bound: float) -> Tensor:
     """Return the step between two codes, ``amax / bound`` in float32, same shape as amax.
 
-    A range that is dead (see DEAD_AMAX) gets DEAD_SCALE, so that no scale is ever 0,
-    subnormal, or lost when it is cast to float16.
+    A range that is dead (see DEAD_AMAX) gets DEAD_SCALE, which is positive and survives
+    a cast to float16. No scale is ever 0 or subnormal in float32.
 
     >>> scale_from_amax(torch.tensor([12.7, 0.0]), 127)
     tensor([1.0000e-01, 6.1035e-05])
@@ -132,13 +133,14 @@ def reduce_amax(x: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:
 
 
 def check_amax(amax: object) -> Tensor:
-    """Return amax as a tensor, or raise if it is no range: not numeric, NaN, Inf or negative."""
+    """Return amax as a tensor, or raise if it is no range: not numeric, negative, or not finite in float32."""
     try:
-        tensor = torch.as_tensor(amax)
+        # A copy: torch refuses or warns of arrays that are reversed or read-only.
+        tensor = torch.as_tensor(np.array(amax) if isinstance(amax, np.ndarray) else amax)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidTypeError(f"amax: expected a number, sequence, array or tensor, got {amax!r}") from error
-    if tensor.numel() == 0 or tensor.is_complex():
+    if tensor.numel() == 0 or tensor.is_complex() or tensor.dtype == torch.bool:
         raise InvalidValueError(f"amax: expected one real value or more, got {amax!r}")
-    if not bool((torch.isfinite(tensor) & (tensor >= 0)).all()):
+    if not bool((torch.isfinite(tensor.to(torch.float32)) & (tensor >= 0)).all()):
         raise InvalidValueError(f"amax: expected finite values >= 0, got {amax!r}")
     return tensor.detach()

@@ -213,8 +213,9 @@ def _collecting(
     finally:
         for hook in hooks:
             hook.remove()
-        for quantizer, *state in switches:
-            quantizer._disabled, quantizer._if_quant, quantizer._if_calib, quantizer._calibrator = state
+        for quantizer, disabled, if_quant, if_calib, calibrator in switches:
+            quantizer._disabled, quantizer._if_quant, quantizer._if_calib = disabled, if_quant, if_calib
+            quantizer._calibrator = calibrator
 
 
 def _run(model: nn.Module, data: Iterable[Any], num_batches: int | None, forward: Forward, progress: bool) -> int:

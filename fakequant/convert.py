@@ -13,6 +13,7 @@ from fakequant.descriptor import QuantDescriptor
 from fakequant.errors import InvalidTypeError
 from fakequant.nn import QuantInputMixin, QuantMixin, TensorQuantizer, quantized_class_of, registered
 from fakequant.nn.modules.quant_module import INPUT_QUANTIZER, WEIGHT_QUANTIZER
+from fakequant.nn.modules.transformer import undo_unfuse, unfuse
 from fakequant.recipe import Grid, Recipe, Rule, preset
 
 
@@ -28,7 +29,8 @@ def quantize(model: nn.Module, recipe: str | Recipe = "int8") -> ConversionRepor
 
     Raises:
         InvalidTypeError: model is no nn.Module; recipe neither str nor Recipe.
-        RecipeError: unknown preset, or a rule that matches nothing. The model is unchanged.
+        RecipeError: unknown preset, or a rule that matches nothing.
+        InvalidValueError: a grid that no module can use. The model is unchanged after every error.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 2))
     >>> print(quantize(model, preset("int8") + Rule("2", input=None, weight=None, reason="sensitive")))
@@ -42,17 +44,26 @@ def quantize(model: nn.Module, recipe: str | Recipe = "int8") -> ConversionRepor
         raise InvalidTypeError(f"recipe: expected a preset's name or a Recipe, got {recipe!r}")
     rules = preset(recipe) if isinstance(recipe, str) else recipe
     modules = dict(model.named_modules())
-    rules.check_matches({name: type(m).__name__ for name, m in modules.items() if quantized_class_of(type(m))})
+    rules.check_matches({name: _type_name(m) for name, m in modules.items() if _is_quantizable(m)})
     inside_attention = {
         id(child) for m in modules.values() if isinstance(m, nn.MultiheadAttention) for child in m.modules()
     }
     weighted = tuple(float_class for float_class, cls in registered() if issubclass(cls, QuantMixin))
     layers = []
-    for name, module in modules.items():
-        expected = isinstance(module, weighted)
-        layer = _convert(name, module, rules, id(module) in inside_attention)
-        if layer is not None and (layer.is_quantized or expected):
-            layers.append(layer)
+    converted: list[nn.Module] = []
+    try:
+        for name, module in modules.items():
+            expected = isinstance(module, weighted)
+            if not isinstance(module, QuantInputMixin):
+                converted.append(module)
+            layer = _convert(name, module, rules, id(module) in inside_attention)
+            if layer is not None and (layer.is_quantized or expected):
+                layers.append(layer)
+    except Exception:
+        for module in converted:
+            _make_float(module)
+        raise
+    unfuse(model)
     return ConversionReport(tuple(layers))
 
 
@@ -67,19 +78,34 @@ def dequantize(model: nn.Module) -> nn.Module:
     True
     """
     for module in list(model.modules()):
-        if not isinstance(module, QuantInputMixin):
-            continue
-        float_class = type(module).float_class
-        if quantized_class_of(float_class) is type(module):
-            for child in (INPUT_QUANTIZER, WEIGHT_QUANTIZER):
-                module._modules.pop(child, None)
-            module.__class__ = float_class  # type: ignore[assignment]
+        _make_float(module)
+    undo_unfuse(model)
     return model
+
+
+def _make_float(module: nn.Module) -> None:
+    if not isinstance(module, QuantInputMixin) or not _is_quantizable(module):
+        return
+    for child in (INPUT_QUANTIZER, WEIGHT_QUANTIZER):
+        module._modules.pop(child, None)
+    module.__class__ = type(module).float_class  # type: ignore[assignment]
+
+
+def _is_quantizable(module: nn.Module) -> bool:
+    """Whether a registered class is about exactly this type: float, or quantized already."""
+    return quantized_class_of(type(module)) is not None or any(type(module) is cls for _, cls in registered())
+
+
+def _type_name(module: nn.Module) -> str:
+    """Return the class name before conversion."""
+    if isinstance(module, QuantInputMixin) and _is_quantizable(module):
+        return type(module).float_class.__name__
+    return type(module).__name__
 
 
 def _convert(name: str, module: nn.Module, recipe: Recipe, inside_attention: bool) -> LayerReport | None:
     """Convert one module and say so; None for a module that quantization is not about."""
-    type_name = type(module).__name__
+    type_name = _type_name(module)
     if isinstance(module, QuantInputMixin):
         return _as_quantized(name, type_name, module)
     if inside_attention:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from fakequant.errors import InvalidTypeError, InvalidValueError
+from fakequant.errors import InvalidTypeError, InvalidValueError, MissingDependencyError
 
 FP8_E4M3 = (4, 3)
 """``num_bits`` of the 8-bit float format with 4 exponent and 3 mantissa bits."""
@@ -84,6 +84,8 @@ class QuantDescriptor:
                 raise InvalidTypeError(f"{field}: expected bool, got {getattr(self, field)!r}")
         if self.learn_amax and self.axis is not None:
             raise InvalidTypeError(f"learn_amax: expected axis None (per tensor), got axis {self.axis}")
+        if self.learn_amax and np.size(np.asarray(self.amax)) > 1:
+            raise InvalidValueError(f"learn_amax: expected one amax (per tensor), got {self.amax}")
         if self.is_fp8 and (self.unsigned or self.narrow_range or not self.fake_quant):
             raise InvalidValueError(
                 "num_bits (4, 3): expected unsigned=False, narrow_range=False, fake_quant=True, "
@@ -139,11 +141,15 @@ class QuantDescriptor:
     @classmethod
     def from_yaml(cls, text: str) -> "QuantDescriptor":
         """Read YAML: our own, or block style as the ancestor wrote it."""
+        # JSON first: YAML 1.1 reads 1e-05 as a string and splits the JSON escape of an emoji.
         try:
-            import yaml
-        except ImportError:
             return cls.from_json(text)
-        return cls.from_dict(_mapping(yaml.safe_load(text)))
+        except json.JSONDecodeError:
+            try:
+                import yaml
+            except ImportError as error:
+                raise MissingDependencyError("pyyaml", "test") from error
+            return cls.from_dict(_mapping(yaml.safe_load(text)))
 
     def __str__(self) -> str:
         """Return the one-line form that users of the ancestor know."""
@@ -201,14 +207,18 @@ def _checked_amax(amax: object) -> NestedFloats | None:
     """Round amax to float32 and turn it into nested tuples, which hash and compare."""
     if amax is None:
         return None
-    if isinstance(amax, bool | str):
-        raise InvalidTypeError(f"amax: expected a number, sequence, array or tensor, got {amax!r}")
+    problem = f"amax: expected a number, sequence, array or tensor, got {amax!r}"
     if isinstance(amax, torch.Tensor):
-        amax = amax.detach().cpu().to(torch.float32).numpy()
+        amax = amax.detach().cpu()
+        amax = (amax.double() if amax.is_floating_point() else amax).numpy()
     try:
-        array = np.asarray(amax, dtype=np.float32)
+        given = np.asarray(amax)
     except (TypeError, ValueError) as error:
-        raise InvalidTypeError(f"amax: expected a number, sequence, array or tensor, got {amax!r}") from error
+        raise InvalidTypeError(problem) from error
+    if given.dtype.kind not in "fiu":
+        raise InvalidTypeError(problem)
+    with np.errstate(over="ignore"):  # to Inf, which is refused next
+        array = given.astype(np.float32)
     if array.size == 0 or not np.isfinite(array).all() or (array < 0).any():
         raise InvalidValueError(f"amax: expected finite values >= 0, at least one, got {amax}")
     return _as_tuples(array.tolist())

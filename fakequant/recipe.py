@@ -13,6 +13,7 @@ True
 import dataclasses
 import enum
 import fnmatch
+from collections.abc import Callable
 
 from torch import nn
 
@@ -129,7 +130,7 @@ def _low_bit_weights(num_bits: int) -> Recipe:
     )
 
 
-_PRESETS = {"int8": _int8, "w4a8": lambda: _low_bit_weights(4)}
+_PRESETS: dict[str, Callable[[], Recipe]] = {"int8": _int8, "w4a8": lambda: _low_bit_weights(4)}
 
 
 def preset(name: str) -> Recipe:

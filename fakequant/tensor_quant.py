@@ -43,12 +43,16 @@ __all__ = [
 ]
 
 
+def _check_inputs(inputs: Tensor) -> None:
+    if not inputs.is_floating_point():
+        raise InvalidTypeError(f"inputs: expected a floating point tensor, got {inputs.dtype}")
+
+
 def _grid(
     inputs: Tensor, amax: Tensor | float, num_bits: int, unsigned: bool, narrow_range: bool
 ) -> tuple[Tensor, int, int]:
     """Check the arguments and return scale, low and high."""
-    if not inputs.is_floating_point():
-        raise InvalidTypeError(f"inputs: expected a floating point tensor, got {inputs.dtype}")
+    _check_inputs(inputs)
     descriptor = QuantDescriptor(num_bits, unsigned=unsigned, narrow_range=narrow_range)
     if descriptor.is_fp8:
         raise InvalidValueError("num_bits: expected an int here, got (4, 3); use scaled_e4m3")
@@ -112,16 +116,22 @@ def fake_affine_tensor_quant(
     The gradient passes where ``min_range <= x <= max_range``.
 
     Raises:
-        InvalidValueError: the range is empty or not finite.
+        InvalidTypeError: inputs not floating point.
+        InvalidValueError: the range is empty, not finite or not scalar; num_bits out of range.
 
     >>> fake_affine_tensor_quant(torch.tensor([0.0, 0.3, 9.0]), 0.0, 1.0, num_bits=2).tolist()
     [0.0, 0.3333333432674408, 1.0]
     """
-    low, high = arithmetic.integer_bounds(QuantDescriptor(num_bits).num_bits)  # type: ignore[arg-type]
+    _check_inputs(inputs)
+    if QuantDescriptor(num_bits).is_fp8:
+        raise InvalidValueError("num_bits: expected an int here, got (4, 3); use scaled_e4m3")
+    low, high = arithmetic.integer_bounds(num_bits)
     least, most = (torch.as_tensor(v, dtype=torch.float32, device=inputs.device) for v in (min_range, max_range))
-    if not (bool(torch.isfinite(least) & torch.isfinite(most)) and bool(least < most)):
-        raise InvalidValueError(f"range: expected finite min_range < max_range, got {min_range} and {max_range}")
+    if least.numel() != 1 or most.numel() != 1:
+        raise InvalidValueError(f"range: expected two scalars, got shapes {tuple(least.shape)} and {tuple(most.shape)}")
     step = (most - least) / (high - low)
+    if not bool(torch.isfinite(step) & (step > 0)):
+        raise InvalidValueError(f"range: expected finite min_range < max_range, got {min_range} and {max_range}")
     zero_point = low - torch.round(least / step)
     codes = inputs.detach().to(torch.float32).div(step).round_().add_(zero_point).clamp_(low, high)
     passes = (inputs.detach() >= least) & (inputs.detach() <= most)
@@ -132,11 +142,13 @@ def scaled_e4m3(inputs: Tensor, amax: Tensor | float | None = None, E: int = 4, 
     """Return inputs rounded to FP8 E4M3, scaled so that amax becomes 448; unscaled without amax.
 
     Raises:
+        InvalidTypeError: inputs not floating point.
         InvalidValueError: (E, M) other than (4, 3); amax negative, NaN or Inf.
 
     >>> round(scaled_e4m3(torch.tensor(1.8), torch.tensor(2.0)).item(), 4)
     1.8571
     """
+    _check_inputs(inputs)
     if (E, M) != (4, 3):
         raise InvalidValueError(f"E, M: expected (4, 3), got {(E, M)}")
     if amax is None:

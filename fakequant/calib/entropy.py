@@ -1,8 +1,7 @@
 """Entropy: the range that loses the least information (TensorRT's KL calibration).
 
-Source: S. Migacz, "8-bit Inference with TensorRT", GTC 2017, slides 20 to 29 and 38; ties and
-bin 0 as in NVIDIA pytorch-quantization, calib/histogram.py. A candidate keeps the first
-i bins. With h the counts, N their sum, O = h[i:].sum() and L levels::
+Source: S. Migacz, "8-bit Inference with TensorRT", GTC 2017; ties and bin 0 as in NVIDIA
+pytorch-quantization, calib/histogram.py. A candidate keeps the first i bins. With h the counts, N their sum, O = h[i:].sum() and L levels::
 
     P = h[:i], with O added to its last bin
     Q = h[:i], bin j in group floor(j * L / i); the sum S of a group spread over its n bins

@@ -190,7 +190,7 @@ def _count(rows: Tensor, exponent: Tensor) -> Tensor:
 
 def _widened(histogram: Histogram, exponent: Tensor) -> Tensor:
     """Return the counts for bins of width 2**exponent, which is no less than the histogram's own."""
-    # Shifting by all bits of a bin number puts it into bin 0; shifts beyond 63 are undefined.
+    # Shifting out all bits of a bin number gives bin 0; by 64 bits and more a shift is undefined.
     shift = (exponent - histogram.exponent).clamp(max=_LOG2_BINS).unsqueeze(1)
     target = torch.arange(BINS, device=exponent.device) >> shift
     return torch.zeros_like(histogram.counts).scatter_add_(1, target, histogram.counts)

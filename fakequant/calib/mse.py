@@ -18,7 +18,7 @@ first, up to the exact maximum, and the exact maximum; the first minimum wins.
 
 A grid with more levels than there are bins (13 bits and more) has steps that the bins do
 not show. Its rounding error is taken as scale**2 / 12 a value (uniform over a step: Widrow
-and Kollar, "Quantization Noise", 2008, ch. 1), its clipping error from the histogram as above.
+and Kollar, "Quantization Noise", 2008), its clipping error from the histogram as above.
 
 The criterion is that of NVIDIA pytorch-quantization, calib/histogram.py, which tries bin
 centres from the 128th on.
@@ -140,6 +140,7 @@ def _fine_errors(histogram: Histogram, candidates: Tensor, exact: Tensor, high: 
 def _tail_sums(histogram: Histogram) -> tuple[Tensor, Tensor, Tensor]:
     """Return the sums of counts, counts * x and counts * x**2 over bins k and up, each float64 [BINS + 1, rows]."""
     counts = histogram.counts.t()
+    # Integer sums are exact, and the same in any order; the squares fit for fewer than 2**37 values.
     twice = torch.arange(1, 2 * BINS, 2, device=counts.device).unsqueeze(1)  # 2 * x, an integer
     sums = []
     for values, unit in ((counts, 1), (counts * twice, 2), (counts * twice**2, 4)):

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from fakequant.errors import InvalidValueError
 from fakequant.nn.functional import clip
 
 
@@ -14,6 +15,9 @@ class Clip(nn.Module):
         clip_value_max: upper bound, likewise.
         learn_min: make the lower bound a Parameter.
         learn_max: make the upper bound a Parameter.
+
+    Raises:
+        InvalidValueError: a bound with more or less than one element.
 
     >>> Clip(-1.0, 1.0)(torch.tensor([3.0]))
     tensor([1.])
@@ -34,7 +38,10 @@ class Clip(nn.Module):
         self._hold("clip_value_max", clip_value_max, learn_max)
 
     def _hold(self, name: str, value: float | Tensor, learn: bool) -> None:
-        bound = torch.as_tensor(value, dtype=torch.float32).detach().clone().reshape(())
+        bound = torch.as_tensor(value, dtype=torch.float32).detach().clone()
+        if bound.numel() != 1:
+            raise InvalidValueError(f"{name}: expected one element, got shape {tuple(bound.shape)}")
+        bound = bound.reshape(())
         if learn:
             self.register_parameter(name, nn.Parameter(bound))
         else:

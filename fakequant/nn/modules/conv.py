@@ -19,7 +19,10 @@ class QuantConv1d(QuantMixin, nn.Conv1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve as torch does, every padding mode included."""
-        return self._conv_forward(self._input_quantizer(input), self._weight_quantizer(self.weight), self.bias)
+        output: Tensor = self._conv_forward(
+            self._input_quantizer(input), self._weight_quantizer(self.weight), self.bias
+        )
+        return output
 
 
 @register(nn.Conv2d)
@@ -30,7 +33,10 @@ class QuantConv2d(QuantMixin, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve as torch does, every padding mode included."""
-        return self._conv_forward(self._input_quantizer(input), self._weight_quantizer(self.weight), self.bias)
+        output: Tensor = self._conv_forward(
+            self._input_quantizer(input), self._weight_quantizer(self.weight), self.bias
+        )
+        return output
 
 
 @register(nn.Conv3d)
@@ -41,4 +47,7 @@ class QuantConv3d(QuantMixin, nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve as torch does, every padding mode included."""
-        return self._conv_forward(self._input_quantizer(input), self._weight_quantizer(self.weight), self.bias)
+        output: Tensor = self._conv_forward(
+            self._input_quantizer(input), self._weight_quantizer(self.weight), self.bias
+        )
+        return output

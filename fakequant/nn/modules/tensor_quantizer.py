@@ -81,6 +81,8 @@ class TensorQuantizer(nn.Module):
 
     @descriptor.setter
     def descriptor(self, descriptor: QuantDescriptor) -> None:
+        if not isinstance(descriptor, QuantDescriptor):
+            raise InvalidTypeError(f"descriptor: expected a QuantDescriptor, got {descriptor!r}")
         if descriptor.learn_amax != self._descriptor.learn_amax:
             raise InvalidValueError(
                 f"learn_amax: expected {self._descriptor.learn_amax} as at construction, got {descriptor.learn_amax}"
@@ -176,9 +178,9 @@ class TensorQuantizer(nn.Module):
         else:
             self._amax = value
 
-    def _scale_of(self, amax: Tensor) -> Tensor:
+    def _scaled(self, amax: Tensor) -> Tensor:
         factor = self._descriptor.scale_amax
-        return arithmetic.scale_from_amax(amax if factor is None else amax * factor, self.maxbound)
+        return amax if factor is None else amax * factor
 
     @property
     def scale(self) -> Tensor | None:
@@ -186,7 +188,9 @@ class TensorQuantizer(nn.Module):
 
         A dynamic quantizer that returns codes (``fake_quant=False``) has the scale of its last call here.
         """
-        return self._scale_of(self._amax) if self.is_calibrated else self._dynamic_scale
+        if not self.is_calibrated:
+            return self._dynamic_scale
+        return arithmetic.scale_from_amax(self._scaled(self._amax), self.maxbound)
 
     @property
     def step_size(self) -> Tensor | None:
@@ -252,7 +256,12 @@ class TensorQuantizer(nn.Module):
     # The call.
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return inputs quantized (or the codes), or unchanged when quantization is off."""
+        """Return inputs quantized (or the codes), or unchanged when quantization is off.
+
+        Raises:
+            InvalidTypeError: inputs to be quantized are not floating point.
+            InvalidValueError: amax does not fit inputs; gives both shapes.
+        """
         if self._disabled:
             return inputs
         if self._if_calib:
@@ -260,12 +269,14 @@ class TensorQuantizer(nn.Module):
         return self._quantize(inputs) if self._if_quant else inputs
 
     def _quantize(self, inputs: Tensor) -> Tensor:
-        amax = self._amax_for(inputs)
+        if not inputs.is_floating_point():
+            raise InvalidTypeError(f"inputs: expected a floating point tensor, got {inputs.dtype}")
+        amax = self._scaled(self._amax_for(inputs))
         if self._descriptor.learn_amax and self.is_calibrated:
             # PACT (arXiv:1805.06085): values beyond the range give their gradient to it.
-            bound = self._amax.to(inputs.dtype)
+            bound = amax.to(inputs.dtype)
             inputs = clip(inputs, torch.zeros_like(bound) if self.unsigned else -bound, bound)
-        scale = self._scale_of(amax)
+        scale = arithmetic.scale_from_amax(amax, self.maxbound)
         if self._descriptor.is_fp8:
             return fake_quantize_e4m3(inputs, scale)
         if self._descriptor.fake_quant:
@@ -279,22 +290,21 @@ class TensorQuantizer(nn.Module):
                 raise ExportError(f"expected a calibrated quantizer, got amax unknown in {self}")
             return arithmetic.reduce_amax(inputs, self.axis)
         shape = arithmetic.kept_shape(inputs.shape, self.axis)
-        if self._amax.shape == shape or self._amax.numel() == 1:
-            return self._amax.reshape(shape) if self._amax.numel() == 1 and shape == () else self._amax
-        try:
+        if self._amax.shape in (shape, ()):
+            return self._amax
+        if [size for size in self._amax.shape if size != 1] == [size for size in shape if size != 1]:
             return self._amax.reshape(shape)
-        except RuntimeError as error:
-            raise InvalidValueError(
-                f"amax: expected shape {shape} for inputs of shape {tuple(inputs.shape)}, axis {self.axis}, "
-                f"got {tuple(self._amax.shape)}"
-            ) from error
+        raise InvalidValueError(
+            f"amax: expected shape {shape} for inputs of shape {tuple(inputs.shape)}, axis {self.axis}, "
+            f"got {tuple(self._amax.shape)}"
+        )
 
     # An ordinary module.
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TensorQuantizer":
         """Follow device moves but stay float32: half() would lose ranges above 65504 and below 6e-8."""
         before = self._amax.detach()
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self._amax.dtype != torch.float32:
             self._replace_amax(before.to(self._amax.device))
         return self
@@ -319,6 +329,8 @@ class TensorQuantizer(nn.Module):
         )
         if key in missing_keys:
             missing_keys.remove(key)
+        if self._amax.dtype != torch.float32:  # assign=True
+            self._replace_amax(self._amax.detach().to(torch.float32))
 
     def extra_repr(self) -> str:
         """Return the line that users of the ancestor know: grid, range, calibrator, switches."""
@@ -343,6 +355,8 @@ class TensorQuantizer(nn.Module):
     def _short_amax(self) -> str:
         if not self.is_calibrated:
             return "dynamic"
+        if self._amax.is_meta:
+            return "meta"
         if self._amax.numel() == 1:
             return f"{self._amax.item():.4f}"
         return f"[{self._amax.min().item():.4f}, {self._amax.max().item():.4f}]({self._amax.numel()})"

@@ -1,0 +1,30 @@
+"""Ratios of times measured side by side: on a shared machine only these mean anything."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+
+def print_ratios(title: str, work: Mapping[str, Callable[[], object]], rounds: int = 9) -> dict[str, float]:
+    """Run every piece of work in turn, round after round; print and return each one's median ratio to the first.
+
+    Each ratio is taken within one round, so that a slow phase of the machine hits both sides.
+    """
+    for run in work.values():  # warm up: caches, allocators, compilation
+        run()
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(rounds):
+        for name, run in work.items():
+            gc.collect()
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    base = next(iter(times))
+    print(f"\n{title} ({rounds} rounds)")
+    ratios = {}
+    for name, seconds in times.items():
+        ratios[name] = statistics.median(t / b for t, b in zip(seconds, times[base], strict=True))
+        best = min(seconds) / min(times[base])
+        print(f"  {name:<44} {ratios[name]:7.3f}   by minima {best:7.3f}   median {statistics.median(seconds) * 1e3:9.2f} ms")
+    return ratios
