@@ -113,15 +113,15 @@ def kept_shape(shape: Sequence[int], axis: int | Sequence[int] | None) -> tuple[
 
 
 def reduce_amax(x: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:
-    """Return the largest absolute value, in x's dtype, without gradient, shaped as ``kept_shape`` says.
+    """Return the largest absolute value without gradient, shaped as ``kept_shape`` says.
 
-    NaN anywhere gives NaN; an empty tensor gives 0.
+    It has x's dtype, or float32 for integers, whose lowest value has no negative. NaN anywhere gives NaN; an empty tensor gives 0.
 
     >>> reduce_amax(torch.tensor([[1.0, -3.0], [2.0, 0.0]]), axis=0)
     tensor([[3.],
             [2.]])
     """
-    x = x.detach()
+    x = x.detach() if x.is_floating_point() else x.to(torch.float32)
     shape = kept_shape(x.shape, axis)
     if x.numel() == 0:
         return x.new_zeros(shape)

@@ -8,13 +8,15 @@ Adding a calibrator is one class in one file::
 
 import abc
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor
-from typing_extensions import Self
 
 from fakequant.descriptor import QuantDescriptor
 from fakequant.errors import CalibrationError, InvalidValueError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Calibrator(abc.ABC):
@@ -49,7 +51,7 @@ class Calibrator(abc.ABC):
         """
 
     @abc.abstractmethod
-    def merge(self, other: Self) -> None:
+    def merge(self, other: "Self") -> None:
         """Take in all that another calibrator has seen, as if its data had been collected here."""
 
     @abc.abstractmethod

@@ -1,7 +1,8 @@
 """Entropy: the range that loses the least information (TensorRT's KL calibration).
 
 Source: S. Migacz, "8-bit Inference with TensorRT", GTC 2017; ties and bin 0 as in NVIDIA
-pytorch-quantization, calib/histogram.py. A candidate keeps the first i bins. With h the counts, N their sum, O = h[i:].sum() and L levels::
+pytorch-quantization, calib/histogram.py. A candidate keeps the first i bins. With h the
+counts, N their sum, O = h[i:].sum() and L levels::
 
     P = h[:i], with O added to its last bin
     Q = h[:i], bin j in group floor(j * L / i); the sum S of a group spread over its n bins
@@ -14,7 +15,8 @@ Only sums over ranges of bins are in it, since all bins of a group share one q::
 
 With prefix sums of h, of (h > 0) and of h log h a candidate costs L look-ups, and nothing
 loops over candidates. KL is infinite where the last bin is empty and O is not. Bin 0,
-which has the zeros that ReLU makes, counts as much as bin 1. The last minimum wins.
+which has the zeros that ReLU makes, counts as much as bin 1. The last minimum wins. That
+matters for data of few different values: keeping the smallest of two alone has P = Q too.
 """
 
 import math
@@ -28,6 +30,9 @@ from fakequant.calib.methods import search_method
 from fakequant.descriptor import QuantDescriptor
 
 _CHUNK = 2**16  # look-ups at a time: temporaries stay in the cache
+
+_ROUNDING = 1e-12
+"""Divergences this close (relative) are equal: what differs is the rounding of sums over 4096 bins."""
 
 
 def entropy(histogram: Histogram, levels: int) -> Tensor:
@@ -53,13 +58,16 @@ def entropy(histogram: Histogram, levels: int) -> Tensor:
     counts[:, 0] = counts[:, 1]
     divergence = _divergences(counts.t().to(torch.float64), candidates, levels)
     divergence = divergence.where(candidates.unsqueeze(1) <= used, math.inf)
-    best = candidates[-1] - divergence.flip(0).argmin(0)
+    least = divergence.amin(0)
+    tied = divergence <= least + least.abs() * _ROUNDING
+    # A row with fewer used bins than levels has infinity everywhere: its last candidate is its maximum or beyond.
+    best = (candidates.unsqueeze(1) * tied).amax(0)
     edge = (best * histogram.width).to(torch.float32)
-    return torch.minimum(edge, histogram.amax).where(used >= levels, histogram.amax)
+    return torch.minimum(edge, histogram.amax)
 
 
 def _divergences(counts: Tensor, candidates: Tensor, levels: int) -> Tensor:
-    """Return N * KL - N * log(1 / N) for every candidate: float64 [candidates, rows] from counts [BINS, rows]."""
+    """Return N * (KL + log N) of every candidate: float64 [candidates, rows] from float64 counts [BINS, rows]."""
     kept, filled, information = _prefix(counts), _prefix((counts > 0).double()), _prefix(torch.xlogy(counts, counts))
     total = kept[-1]
     groups = torch.arange(levels + 1, device=counts.device)

@@ -1,7 +1,8 @@
 """HistogramCalibrator: one pass over the data serves every search method."""
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
-from typing_extensions import Self
 
 from fakequant.arithmetic import kept_shape
 from fakequant.calib.calibrator import Calibrator, register_calibrator
@@ -9,6 +10,9 @@ from fakequant.calib.histogram import BINS, Histogram
 from fakequant.calib.methods import checked_method
 from fakequant.calib.search import find_amax
 from fakequant.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @register_calibrator("histogram")
@@ -50,7 +54,7 @@ class HistogramCalibrator(Calibrator):
             axis = self.descriptor.axis
             self._add(Histogram.of(x, axis), kept_shape(x.shape, axis))
 
-    def merge(self, other: Self) -> None:
+    def merge(self, other: "Self") -> None:
         """Take in all that another calibrator has seen; see ``Calibrator.merge``."""
         if other._histogram is not None:
             self._add(other._histogram, other._shape)

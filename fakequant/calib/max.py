@@ -1,12 +1,16 @@
 """MaxCalibrator: the range is the largest absolute value."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from fakequant.calib.calibrator import Calibrator, register_calibrator
 from fakequant.calib.extremes import Extremes, finite_extremes
 from fakequant.errors import CalibrationError, InvalidValueError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @register_calibrator("max")
@@ -54,7 +58,7 @@ class MaxCalibrator(Calibrator):
         if self._amaxs is not None:
             self._amaxs.append(_amax(batch))
 
-    def merge(self, other: Self) -> None:
+    def merge(self, other: "Self") -> None:
         """Take in all that another calibrator has seen; see ``Calibrator.merge``."""
         amaxs = None if self._amaxs is None else self._amaxs + other.amaxs
         if other._seen is not None:

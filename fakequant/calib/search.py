@@ -34,8 +34,7 @@ def find_amax(histogram: Histogram, descriptor: QuantDescriptor, method: str, *,
     tensor([1000.])
     """
     search = checked_method(method, descriptor).search
-    # A copy, so that no result shares memory with a histogram.
-    return search(histogram.to("cpu"), descriptor, percentile).to(histogram.counts.device, copy=True)
+    return search(histogram.to("cpu"), descriptor, percentile).to(histogram.counts.device)
 
 
 def sqnr_db(histogram: Histogram, amax: Tensor, descriptor: QuantDescriptor) -> Tensor:

@@ -1,4 +1,6 @@
-"""A hundred tensors of the kinds that networks produce."""
+"""A hundred tensors of the kinds that networks produce, and one thread for everything here."""
+
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -6,6 +8,15 @@ import torch
 
 _KINDS = ("gaussian", "laplace", "relu", "heavy", "uniform", "sparse")
 _SEEDS = range(17)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads that wait for each other on a busy machine make these many small sums ten times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def _draw(kind: str, rng: np.random.Generator, size: int) -> np.ndarray:

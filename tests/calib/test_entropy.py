@@ -67,3 +67,11 @@ def test_fewer_used_bins_than_levels_is_the_exact_maximum():
 def test_rows_with_few_used_bins_do_not_disturb_the_others():
     few, many = Histogram.of(torch.tensor([50 * 2.0**-126])), Histogram.of(torch.randn(10_000))
     assert torch.equal(entropy(Histogram.stack([few, many]), 128), torch.cat([few.amax, entropy(many, 128)]))
+
+
+@pytest.mark.parametrize("ones", [1, 3, 7, 10, 999, 12_345])
+@pytest.mark.parametrize("threes", [1, 5, 100, 77_777])
+def test_of_equal_divergences_the_last_wins(ones, threes):
+    # Keeping the ones alone puts everything into one bin, so that P = Q; keeping all has P = Q as well.
+    h = Histogram.of(torch.cat([torch.full((ones,), 1.0), torch.full((threes,), 3.0)]))
+    assert entropy(h, 128).item() == 3.0
