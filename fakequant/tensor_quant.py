@@ -43,19 +43,18 @@ __all__ = [
 ]
 
 
-def _check_inputs(inputs: Tensor) -> None:
+def _check(inputs: Tensor, num_bits: int = 8) -> None:
     if not inputs.is_floating_point():
         raise InvalidTypeError(f"inputs: expected a floating point tensor, got {inputs.dtype}")
+    if QuantDescriptor(num_bits).is_fp8:
+        raise InvalidValueError("num_bits: expected an int here, got (4, 3); use scaled_e4m3")
 
 
 def _grid(
     inputs: Tensor, amax: Tensor | float, num_bits: int, unsigned: bool, narrow_range: bool
 ) -> tuple[Tensor, int, int]:
     """Check the arguments and return scale, low and high."""
-    _check_inputs(inputs)
-    descriptor = QuantDescriptor(num_bits, unsigned=unsigned, narrow_range=narrow_range)
-    if descriptor.is_fp8:
-        raise InvalidValueError("num_bits: expected an int here, got (4, 3); use scaled_e4m3")
+    _check(inputs, num_bits)
     checked = arithmetic.check_amax(amax).to(inputs.device)
     if unsigned and inputs.numel() and bool(inputs.detach().min() < 0):
         raise InvalidTypeError(
@@ -122,9 +121,7 @@ def fake_affine_tensor_quant(
     >>> fake_affine_tensor_quant(torch.tensor([0.0, 0.3, 9.0]), 0.0, 1.0, num_bits=2).tolist()
     [0.0, 0.3333333432674408, 1.0]
     """
-    _check_inputs(inputs)
-    if QuantDescriptor(num_bits).is_fp8:
-        raise InvalidValueError("num_bits: expected an int here, got (4, 3); use scaled_e4m3")
+    _check(inputs, num_bits)
     low, high = arithmetic.integer_bounds(num_bits)
     least, most = (torch.as_tensor(v, dtype=torch.float32, device=inputs.device) for v in (min_range, max_range))
     if least.numel() != 1 or most.numel() != 1:
@@ -148,7 +145,7 @@ def scaled_e4m3(inputs: Tensor, amax: Tensor | float | None = None, E: int = 4, 
     >>> round(scaled_e4m3(torch.tensor(1.8), torch.tensor(2.0)).item(), 4)
     1.8571
     """
-    _check_inputs(inputs)
+    _check(inputs)
     if (E, M) != (4, 3):
         raise InvalidValueError(f"E, M: expected (4, 3), got {(E, M)}")
     if amax is None:

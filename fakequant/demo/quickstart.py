@@ -144,21 +144,25 @@ def main(output: str | None = None) -> list[Row]:
         calibration.apply(method)
         rows.append(Row(f"int8 PTQ, {method}, torch", accuracy(model, test)))
 
-    low_bit = copy.deepcopy(float_model)
-    fq.quantize(low_bit, "w4a8")
-    fq.calibrate(low_bit, calibration_data, method="entropy", weight_method="mse", progress=False)
-    rows.append(Row("4-bit weights, PTQ, torch", accuracy(low_bit, test)))
-    fq.freeze_batchnorm(low_bit)
-    train(low_bit, training, epochs=5, learning_rate=0.01)
-    rows.append(Row("4-bit weights, QAT 5 epochs, torch", accuracy(low_bit, test)))
+    two_bits = fq.QuantDescriptor(2, axis=0, narrow_range=True)
+    recipes = {4: fq.preset("w4a8"), 2: fq.preset("int8") + fq.Rule(weight=two_bits)}
+    trained = {}
+    for bits, epochs in ((4, 5), (2, 15)):
+        trained[bits] = low_bit = copy.deepcopy(float_model)
+        fq.quantize(low_bit, recipes[bits])
+        fq.calibrate(low_bit, calibration_data, method="entropy", weight_method="mse", progress=False)
+        rows.append(Row(f"{bits}-bit weights, PTQ, torch", accuracy(low_bit, test)))
+        fq.freeze_batchnorm(low_bit)
+        train(low_bit, training, epochs=epochs, learning_rate=0.02)
+        rows.append(Row(f"{bits}-bit weights, QAT {epochs} epochs, torch", accuracy(low_bit, test)))
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(output or temporary)
         folder.mkdir(parents=True, exist_ok=True)
         batch = ({0: torch.export.Dim("batch")},)
         reports = []
-        for name, quantized in (("int8 PTQ", model), ("4-bit QAT", low_bit)):
-            file = folder / f"digits_{name.split()[0].replace('-', '')}.onnx"
+        for name, quantized in (("int8 PTQ", model), ("4-bit QAT", trained[4]), ("2-bit QAT", trained[2])):
+            file = folder / f"digits_{name.split()[0]}.onnx"
             print(fq.export_onnx(quantized, (images[:2],), file, dynamic_shapes=batch))
             reports.append(fq.validate_onnx(file, quantized, [test]))
             rows.append(run_file(f"{name}, file in ONNX Runtime", file, test))

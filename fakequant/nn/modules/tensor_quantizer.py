@@ -17,6 +17,7 @@ from fakequant.descriptor import QuantDescriptor
 from fakequant.errors import CalibrationError, ExportError, InvalidTypeError, InvalidValueError
 from fakequant.fake_quantize import fake_quantize, fake_quantize_e4m3
 from fakequant.nn.functional import clip
+from fakequant.onnx_ops import is_exporting
 
 _AMAX = "_amax"
 
@@ -286,7 +287,7 @@ class TensorQuantizer(nn.Module):
 
     def _amax_for(self, inputs: Tensor) -> Tensor:
         if not self.is_calibrated:
-            if torch.onnx.is_in_onnx_export():
+            if is_exporting():
                 raise ExportError(f"expected a calibrated quantizer, got amax unknown in {self}")
             return arithmetic.reduce_amax(inputs, self.axis)
         shape = arithmetic.kept_shape(inputs.shape, self.axis)
