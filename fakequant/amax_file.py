@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from fakequant.errors import CheckpointError
+from fakequant.errors import CheckpointError, InvalidValueError
 from fakequant.nn.walk import named_quantizers
 
 
@@ -53,8 +53,8 @@ def load_amax(model: nn.Module, path: str | os.PathLike[str], *, strict: bool = 
         for name in before:
             quantizers[name].amax = None
             quantizers[name].amax = ranges[name]
-    except Exception:
-        for name, amax in before.items():
-            quantizers[name].amax = None
-            quantizers[name].amax = amax
-        raise
+    except InvalidValueError as error:
+        for other, amax in before.items():
+            quantizers[other].amax = None
+            quantizers[other].amax = amax
+        raise InvalidValueError(f"{path}: {name}: {error}") from None

@@ -7,6 +7,7 @@ computed.
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, TypeAlias
 
@@ -158,8 +159,10 @@ def calibrate(
         CalibrationError: no batches; a quantizer was never called, or saw NaN, Inf, or negative values
             on an unsigned grid. All are named; no range is changed.
         InvalidTypeError: a batch of another kind without ``forward``.
-        InvalidValueError: an unknown method; nothing to calibrate.
+        InvalidValueError: an unknown method; nothing to calibrate; a negative num_batches.
     """
+    if num_batches is not None and num_batches < 0:
+        raise InvalidValueError(f"num_batches: expected None or at least 0, got {num_batches}")
     weights = {quantizer: module.weight for quantizer, module in weights_of_quantizers(model).items()}
     quantizers = {name: q for name, q in named_quantizers(model) if q.is_enabled and q.descriptor.amax is None}
     if not quantizers:
@@ -224,9 +227,7 @@ def _run(model: nn.Module, data: Iterable[Any], num_batches: int | None, forward
         total = num_batches if total is None else min(total, num_batches)
     done = 0
     with tqdm(total=total, desc="calibrate", unit="batch", disable=not progress) as bar:
-        for batch in data:
-            if num_batches is not None and done >= num_batches:
-                break
+        for batch in itertools.islice(data, num_batches):
             forward(model, batch)
             done += 1
             bar.update()

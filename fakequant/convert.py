@@ -18,7 +18,7 @@ from fakequant.recipe import Grid, Recipe, Rule, preset
 
 
 def quantize(model: nn.Module, recipe: str | Recipe = "int8") -> ConversionReport:
-    """Quantize the layers of a model in place.
+    """Quantize the layers of a model in place. A layer that is quantized already keeps its grids.
 
     Args:
         model: any module; also a single layer.
@@ -49,6 +49,7 @@ def quantize(model: nn.Module, recipe: str | Recipe = "int8") -> ConversionRepor
         id(child) for m in modules.values() if isinstance(m, nn.MultiheadAttention) for child in m.modules()
     }
     weighted = tuple(float_class for float_class, cls in registered() if issubclass(cls, QuantMixin))
+    device = next((parameter.device for parameter in model.parameters()), None)
     layers = []
     converted: list[nn.Module] = []
     try:
@@ -57,6 +58,8 @@ def quantize(model: nn.Module, recipe: str | Recipe = "int8") -> ConversionRepor
             if not isinstance(module, QuantInputMixin):
                 converted.append(module)
             layer = _convert(name, module, rules, id(module) in inside_attention)
+            if isinstance(module, QuantInputMixin) and device is not None and next(module.parameters(), None) is None:
+                module.to(device)  # a pool has nothing of its own that says where it works
             if layer is not None and (layer.is_quantized or expected):
                 layers.append(layer)
     except Exception:

@@ -42,9 +42,14 @@ def initialize(
     """
     plan = _plan(float_module_list, custom_quant_modules)
     deactivate()
-    for (target, name), replacement in plan.items():
-        _replaced[target, name] = getattr(target, name)
-        setattr(target, name, replacement)
+    try:
+        for (target, name), replacement in plan.items():
+            original = getattr(target, name)
+            setattr(target, name, replacement)
+            _replaced[target, name] = original
+    except Exception:
+        deactivate()
+        raise
 
 
 def deactivate() -> None:
@@ -70,8 +75,8 @@ def patched_torch_nn(
     """
     outer = {key: getattr(*key) for key in _replaced}
     outer_originals = dict(_replaced)
-    initialize(float_module_list, custom_quant_modules)
     try:
+        initialize(float_module_list, custom_quant_modules)
         yield
     finally:
         deactivate()
@@ -86,6 +91,11 @@ def enable_onnx_export() -> Iterator[None]:
     yield
 
 
+def _in_torch_nn(name: str) -> Any:
+    """Return what torch.nn itself has under a name, patched or not; None if nothing."""
+    return _replaced.get((nn, name), getattr(nn, name, None))
+
+
 def _plan(
     float_module_list: Iterable[str] | None, custom_quant_modules: Iterable[CustomModule] | None
 ) -> dict[tuple[Any, str], type[nn.Module]]:
@@ -93,7 +103,7 @@ def _plan(
     patched: dict[str, type[nn.Module]] = {
         float_class.__name__: quantized
         for float_class, quantized in registered()
-        if float_class.__name__ not in _NOT_PATCHED and getattr(nn, float_class.__name__, None) is not None
+        if float_class.__name__ not in _NOT_PATCHED and _in_torch_nn(float_class.__name__) is float_class
     }
     left_float = set(float_module_list or ())
     if unknown := sorted(left_float - set(patched) - _NOT_PATCHED):

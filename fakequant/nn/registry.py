@@ -6,7 +6,7 @@ from typing import TypeVar
 from torch import nn
 
 from fakequant.errors import InvalidTypeError
-from fakequant.nn.modules.quant_module import QuantInputMixin
+from fakequant.nn.modules.quant_module import QuantInputMixin, QuantMixin
 
 _Quantized = TypeVar("_Quantized", bound=QuantInputMixin)
 
@@ -17,8 +17,8 @@ def register(float_class: type[nn.Module]) -> Callable[[type[_Quantized]], type[
     """Class decorator: the quantized class that replaces float_class.
 
     Raises:
-        InvalidTypeError: the class does not derive from both a mixin and float_class, or
-            float_class has a quantized class already.
+        InvalidTypeError: the class does not derive from both a mixin and float_class; a QuantMixin
+            without default_quant_desc_weight; float_class has a quantized class already.
     """
 
     def add(quantized_class: type[_Quantized]) -> type[_Quantized]:
@@ -27,6 +27,8 @@ def register(float_class: type[nn.Module]) -> Callable[[type[_Quantized]], type[
             raise InvalidTypeError(
                 f"{name}: expected a subclass of QuantInputMixin or QuantMixin, and of {float_class.__name__}"
             )
+        if issubclass(quantized_class, QuantMixin) and not hasattr(quantized_class, "default_quant_desc_weight"):
+            raise InvalidTypeError(f"{name}: expected a class attribute default_quant_desc_weight, got none")
         if float_class in _QUANTIZED:
             raise InvalidTypeError(f"{name}: {float_class.__name__} is quantized by {_QUANTIZED[float_class].__name__}")
         quantized_class.float_class = float_class

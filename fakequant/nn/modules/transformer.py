@@ -45,9 +45,10 @@ _FUSED = {unfused: fused for fused, unfused in _UNFUSED.items()}
 
 
 def unfuse(model: nn.Module) -> None:
-    """Make every transformer encoder of a model step aside for quantizers, in place."""
+    """Make every transformer encoder that holds quantizers step aside for them, in place."""
     for module in model.modules():
-        module.__class__ = _UNFUSED.get(type(module), type(module))
+        if type(module) in _UNFUSED and any(isinstance(child, TensorQuantizer) for child in module.modules()):
+            module.__class__ = _UNFUSED[type(module)]
 
 
 def undo_unfuse(model: nn.Module) -> None:

@@ -1,0 +1,120 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fakequant
+from fakequant.descriptor import QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW
+from fakequant.errors import InvalidTypeError
+from fakequant.nn import QuantInputMixin, QuantLinear, QuantMixin, quantized_class_of, register, registered, registry
+from fakequant.nn.modules.quant_module import QuantizedInputForward
+
+
+class Scaled(nn.Linear):
+    """A user's layer with a forward of its own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 3 * super().forward(input)
+
+
+class QuantScaled(QuantMixin, Scaled):
+    default_quant_desc_weight = QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 3 * nn.functional.linear(self._input_quantizer(input), self._weight_quantizer(self.weight), self.bias)
+
+
+class QuantReLU(QuantizedInputForward, nn.ReLU):
+    """Two lines are a quantized module."""
+
+
+@pytest.fixture(autouse=True)
+def _own_registry(monkeypatch):
+    """Forget afterwards what a test registered."""
+    monkeypatch.setattr(registry, "_QUANTIZED", dict(registry._QUANTIZED))
+
+
+def test_register_returns_the_class():
+    assert register(Scaled)(QuantScaled) is QuantScaled
+
+
+def test_registered_class_is_found():
+    register(Scaled)(QuantScaled)
+    assert quantized_class_of(Scaled) is QuantScaled
+    assert (Scaled, QuantScaled) in list(registered())
+
+
+def test_registered_class_knows_its_float_class():
+    register(Scaled)(QuantScaled)
+    assert QuantScaled.float_class is Scaled
+
+
+def test_look_up_is_by_exact_type():
+    assert quantized_class_of(Scaled) is None
+
+
+def test_model_with_a_registered_class_is_quantized():
+    register(Scaled)(QuantScaled)
+    model = nn.Sequential(Scaled(4, 2))
+    report = fakequant.quantize(model)
+    assert str(report) == "1 of 1 Scaled quantized"
+    assert type(model[0]) is QuantScaled
+
+
+def test_registered_class_keeps_its_own_forward():
+    register(Scaled)(QuantScaled)
+    model, x = nn.Sequential(Scaled(4, 2)), torch.randn(8, 4)
+    expected = model(x)
+    fakequant.quantize(model)
+    step = model[0].weight.abs().max() / 127 + x.abs().max() / 127
+    assert (model(x) - expected).abs().max() < 3 * 4 * step
+
+
+def test_registered_class_is_calibrated_and_dequantized():
+    register(Scaled)(QuantScaled)
+    model = nn.Sequential(Scaled(4, 2))
+    fakequant.quantize(model)
+    fakequant.calibrate(model, [torch.randn(8, 4)], progress=False)
+    assert type(fakequant.dequantize(model)[0]) is Scaled
+
+
+def test_class_without_weight_needs_a_rule():
+    register(nn.ReLU)(QuantReLU)
+    model = nn.Sequential(nn.ReLU())
+    fakequant.quantize(model, fakequant.preset("int8") + fakequant.Rule(type="ReLU"))
+    assert type(model[0]) is QuantReLU
+
+
+def test_user_class_with_the_name_of_torchs_is_not_patched_into_torch_nn():
+    class Conv2d(nn.Module):
+        """Another Conv2d."""
+
+    class QuantOther(QuantizedInputForward, Conv2d):
+        """Its quantized class."""
+
+    register(Conv2d)(QuantOther)
+    with fakequant.patched_torch_nn():
+        assert nn.Conv2d is fakequant.nn.QuantConv2d
+
+
+def test_new_class_of_torch_is_patched():
+    register(nn.ReLU)(QuantReLU)
+    with fakequant.patched_torch_nn():
+        assert nn.ReLU is QuantReLU
+    assert nn.ReLU is QuantReLU.float_class
+
+
+@pytest.mark.parametrize(
+    ("float_class", "bases", "message"),
+    [
+        (Scaled, (nn.Linear,), "expected a subclass of QuantInputMixin or QuantMixin, and of Scaled"),
+        (Scaled, (QuantInputMixin, nn.ReLU), "expected a subclass of QuantInputMixin or QuantMixin, and of Scaled"),
+        (nn.Linear, (QuantLinear,), "Linear is quantized by QuantLinear"),
+        (Scaled, (QuantMixin, Scaled), "expected a class attribute default_quant_desc_weight, got none"),
+    ],
+    ids=["no mixin", "another float class", "taken", "no default weight grid"],
+)
+def test_wrong_class_is_refused(float_class, bases, message):
+    before = list(registered())
+    with pytest.raises(InvalidTypeError, match=f"Mine: {message}"):
+        register(float_class)(type("Mine", bases, {}))
+    assert list(registered()) == before
