@@ -115,7 +115,8 @@ def kept_shape(shape: Sequence[int], axis: int | Sequence[int] | None) -> tuple[
 def reduce_amax(x: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:
     """Return the largest absolute value without gradient, shaped as ``kept_shape`` says.
 
-    It has x's dtype, or float32 for integers, whose lowest value has no negative. NaN anywhere gives NaN; an empty tensor gives 0.
+    It has x's dtype, or float32 for integers, whose lowest value has no negative. NaN anywhere
+    gives NaN; an empty tensor gives 0.
 
     >>> reduce_amax(torch.tensor([[1.0, -3.0], [2.0, 0.0]]), axis=0)
     tensor([[3.],

@@ -18,7 +18,7 @@ from fakequant.arithmetic import DEAD_AMAX
 from fakequant.batches import model_arguments
 from fakequant.calib import Calibrator, Histogram, HistogramCalibrator, calibrator_for, sqnr_db
 from fakequant.errors import CalibrationError, InvalidTypeError, InvalidValueError
-from fakequant.nn import TensorQuantizer
+from fakequant.nn import QuantMixin, TensorQuantizer
 from fakequant.nn.modes import evaluating
 from fakequant.nn.walk import named_quantizers, weights_of_quantizers
 
@@ -54,7 +54,7 @@ class Calibration:
         self,
         quantizers: dict[str, TensorQuantizer],
         calibrators: dict[str, Calibrator],
-        weights: frozenset[str],
+        weights: dict[str, QuantMixin],
         num_batches: int,
     ) -> None:
         self.num_batches = num_batches
@@ -67,6 +67,8 @@ class Calibration:
     def apply(self, method: str, *, weight_method: str = "max", percentile: float = 99.99) -> "Calibration":
         """Compute every range by a method and write it into the quantizers; returns itself.
 
+        Weights are read anew; activations come from what the pass collected.
+
         Args:
             method: for activations: "max", "entropy", "percentile", "mse", "auto".
             weight_method: for weights: "max" or "mse".
@@ -76,13 +78,15 @@ class Calibration:
             CalibrationError: names every quantizer whose range could not be computed, and why. Nothing is written.
             InvalidValueError: unknown method, or one that this pass did not collect for.
         """
+        for name, module in self._weights.items():
+            self._calibrators[name] = _calibrator(self._quantizers[name], weight_method)
+            self._calibrators[name].collect(module.weight)
         found: dict[str, Tensor] = {}
         problems = []
-        for name, calibrator in self._calibrators.items():
+        for name in self._quantizers:
+            chosen = weight_method if name in self._weights else method
             try:
-                amax = calibrator.compute_amax(
-                    weight_method if name in self._weights else method, percentile=percentile
-                )
+                amax = self._calibrators[name].compute_amax(chosen, percentile=percentile)
             except CalibrationError as error:
                 problems.append(f"{name}: {error}")
                 continue
@@ -163,26 +167,25 @@ def calibrate(
     """
     if num_batches is not None and num_batches < 0:
         raise InvalidValueError(f"num_batches: expected None or at least 0, got {num_batches}")
-    weights = {quantizer: module.weight for quantizer, module in weights_of_quantizers(model).items()}
     quantizers = {name: q for name, q in named_quantizers(model) if q.is_enabled and q.descriptor.amax is None}
     if not quantizers:
         raise InvalidValueError("model: expected at least one enabled quantizer without a fixed amax, got none")
-    calibrators = {name: _calibrator(q, weight_method if q in weights else method) for name, q in quantizers.items()}
-    activations = {name: q for name, q in quantizers.items() if q not in weights}
+    owners = weights_of_quantizers(model)
+    weights = {name: owners[q] for name, q in quantizers.items() if q in owners}
+    activations = {name: q for name, q in quantizers.items() if q not in owners}
+    calibrators = {name: _calibrator(q, method) for name, q in activations.items()}
+    for name in weights:
+        _calibrator(quantizers[name], weight_method)  # an unknown method is refused before any data is read
     called: set[str] = set()
     with _collecting(model, activations, calibrators, called), evaluating(model):
         done = _run(model, data, num_batches, forward or _feed, progress)
-    for name, quantizer in quantizers.items():
-        if quantizer in weights:
-            calibrators[name].collect(weights[quantizer])
-    never = [name for name in activations if name not in called]
     if not done:
         raise CalibrationError(f"data: expected at least one batch, got none; no range for {', '.join(quantizers)}")
+    never = [name for name in activations if name not in called]
     if strict:
         _raise_if([f"{name}: was never called" for name in never])
-    seen = {name: calibrator for name, calibrator in calibrators.items() if name not in never}
-    is_weight = frozenset(name for name, q in quantizers.items() if q in weights)
-    return Calibration(quantizers, seen, is_weight, done).apply(
+    seen = {name: q for name, q in quantizers.items() if name not in never}
+    return Calibration(seen, calibrators, weights, done).apply(
         method, weight_method=weight_method, percentile=percentile
     )
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from fakequant import arithmetic
 from fakequant.onnx_ops import (
     as_constant,
+    is_exporting,
     quantize_dequantize,
     quantize_dequantize_e4m3,
     torchscript_quantize_dequantize,
 )
-
 
 _PIECE = 2**20
 """Elements in a piece: large float32 tensors on a CPU are worked through in pieces that stay in its cache."""
@@ -107,7 +107,7 @@ def fake_quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     >>> fake_quantize(x, torch.tensor(0.5), -8, 7).tolist()
     [0.5, 3.5]
     """
-    if torch.onnx.is_in_onnx_export():
+    if is_exporting():
         if not torch.jit.is_tracing():
             return quantize_dequantize(x, scale, low, high)
         traced: Tensor = _FakeQuantize.apply(x.to(torch.float32), as_constant(scale), low, high)  # type: ignore[no-untyped-call]
@@ -122,7 +122,7 @@ def fake_quantize_e4m3(x: Tensor, scale: Tensor) -> Tensor:
     >>> fake_quantize_e4m3(torch.tensor([1.8]), torch.tensor(1.0)).tolist()
     [1.75]
     """
-    if torch.onnx.is_in_onnx_export():
+    if is_exporting():
         return quantize_dequantize_e4m3(x, scale)
     value = arithmetic.quantize_e4m3(x, scale).to(x.dtype)
     return straight_through(x, value, x.detach().abs() <= arithmetic.FP8_E4M3_MAX * scale)

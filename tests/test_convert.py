@@ -469,7 +469,6 @@ def test_encoder_that_stays_float_keeps_its_type():
     assert types(model) == before
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_encoder_compiles_without_graph_break():
     model, x = encoder().layers[0], torch.randn(2, 5, 8)
     quantize(model)

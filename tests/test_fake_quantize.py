@@ -264,8 +264,6 @@ def compiled():
     return torch.compile(fake_quantize, fullgraph=True, dynamic=False)
 
 
-# torch 2.13: dynamo itself instantiates each autograd.Function that it traces.
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("per_channel", [False, True], ids=["per-tensor", "per-channel"])
 def test_compiled_gives_the_same_codes_and_gradient(compiled, per_channel):
     scale = torch.rand(6, 1) / 50 + 0.01 if per_channel else torch.tensor(0.0173)

@@ -54,9 +54,11 @@ class DigitNet(nn.Module):
 
 
 Split = tuple[Tensor, Tensor]
+Splits = tuple[Split, Split]
+Batches = list[tuple[Tensor, Tensor]]
 
 
-def load_digits() -> tuple[Split, Split]:
+def load_digits() -> Splits:
     """Return (images [N, 1, 8, 8] in 0..1, labels) for training and for the test."""
     try:
         from sklearn import datasets, model_selection
@@ -124,59 +126,71 @@ def run_file(name: str, file: Path, data: Split) -> Row:
     return Row(name, percent, file, sorted(times)[25])
 
 
+def post_training(float_model: nn.Module, data: Batches, test: Split, rows: list[Row]) -> nn.Module:
+    """Quantize to int8 and calibrate by four methods from one pass over the data."""
+    model = copy.deepcopy(float_model)
+    print(fq.quantize(model, "int8"))
+    calibration = fq.calibrate(model, data, method="entropy", progress=False)
+    for method in ("max", "percentile", "mse", "entropy"):
+        calibration.apply(method)
+        rows.append(Row(f"int8 PTQ, {method}, torch", accuracy(model, test)))
+    return model
+
+
+def fine_tuned(
+    float_model: nn.Module, bits: int, epochs: int, data: Batches, splits: Splits, rows: list[Row]
+) -> nn.Module:
+    """Quantize weights to a few bits, calibrate, and train on (QAT)."""
+    training, test = splits
+    weights = fq.QuantDescriptor(bits, axis=0, narrow_range=True)
+    model = copy.deepcopy(float_model)
+    fq.quantize(model, fq.preset("int8") + fq.Rule(weight=weights))
+    fq.calibrate(model, data, method="entropy", weight_method="mse", progress=False)
+    rows.append(Row(f"{bits}-bit weights, PTQ, torch", accuracy(model, test)))
+    fq.freeze_batchnorm(model)
+    train(model, training, epochs=epochs, learning_rate=0.02)
+    rows.append(Row(f"{bits}-bit weights, QAT {epochs} epochs, torch", accuracy(model, test)))
+    return model
+
+
+def exported(models: dict[str, nn.Module], folder: Path, splits: Splits, rows: list[Row]) -> None:
+    """Write one file a model, compare each with torch, and measure it in ONNX Runtime."""
+    training, test = splits
+    batch = ({0: torch.export.Dim("batch")},)
+    for name, model in models.items():
+        file = folder / f"digits_{name.replace(' ', '_')}.onnx"
+        print(fq.export_onnx(model, (training[0][:2],), file, dynamic_shapes=batch))
+        print(fq.validate_onnx(file, model, [test]))
+        rows.append(run_file(f"{name}, file in ONNX Runtime", file, test))
+
+
 def main(output: str | None = None) -> list[Row]:
     """Run everything, print one table, and return its rows."""
     torch.manual_seed(0)
     start = time.perf_counter()
-    training, test = load_digits()
-    images, labels = training
-    calibration_data = list(zip(images[:512].split(64), labels[:512].split(64), strict=True))
+    splits = training, test = load_digits()
+    data = list(zip(training[0][:512].split(64), training[1][:512].split(64), strict=True))
 
-    print("training a float model on 1257 digits ...")
+    print(f"training a float model on {len(training[1])} digits ...")
     float_model = DigitNet()
     train(float_model, training, epochs=30, learning_rate=0.1)
     rows = [Row("float, torch", accuracy(float_model, test))]
-
-    model = copy.deepcopy(float_model)
-    print(fq.quantize(model, "int8"))
-    calibration = fq.calibrate(model, calibration_data, method="entropy", progress=False)
-    for method in ("max", "percentile", "mse", "entropy"):
-        calibration.apply(method)
-        rows.append(Row(f"int8 PTQ, {method}, torch", accuracy(model, test)))
-
-    two_bits = fq.QuantDescriptor(2, axis=0, narrow_range=True)
-    recipes = {4: fq.preset("w4a8"), 2: fq.preset("int8") + fq.Rule(weight=two_bits)}
-    trained = {}
-    for bits, epochs in ((4, 5), (2, 15)):
-        trained[bits] = low_bit = copy.deepcopy(float_model)
-        fq.quantize(low_bit, recipes[bits])
-        fq.calibrate(low_bit, calibration_data, method="entropy", weight_method="mse", progress=False)
-        rows.append(Row(f"{bits}-bit weights, PTQ, torch", accuracy(low_bit, test)))
-        fq.freeze_batchnorm(low_bit)
-        train(low_bit, training, epochs=epochs, learning_rate=0.02)
-        rows.append(Row(f"{bits}-bit weights, QAT {epochs} epochs, torch", accuracy(low_bit, test)))
-
+    models = {
+        "float": float_model,
+        "int8 PTQ": post_training(float_model, data, test, rows),
+        "4-bit QAT": fine_tuned(float_model, 4, 5, data, splits, rows),
+        "2-bit QAT": fine_tuned(float_model, 2, 15, data, splits, rows),
+    }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(output or temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        batch = ({0: torch.export.Dim("batch")},)
-        reports = []
-        for name, quantized in (("int8 PTQ", model), ("4-bit QAT", trained[4]), ("2-bit QAT", trained[2])):
-            file = folder / f"digits_{name.split()[0]}.onnx"
-            print(fq.export_onnx(quantized, (images[:2],), file, dynamic_shapes=batch))
-            reports.append(fq.validate_onnx(file, quantized, [test]))
-            rows.append(run_file(f"{name}, file in ONNX Runtime", file, test))
-        float_file = folder / "digits_float.onnx"
-        fq.export_onnx(float_model, (images[:2],), float_file, dynamic_shapes=batch)
-        rows.append(run_file("float, file in ONNX Runtime", float_file, test))
+        exported(models, folder, splits, rows)
 
-    for report in reports:
-        print(report)
     print(f"\n{'':<44}{'accuracy':>10}{'file':>12}{'64 images':>12}")
     for row in rows:
         print(row)
     print(
-        "\nThe int8 files are placed for TensorRT; ONNX Runtime runs them exactly, in float, and so no faster.\n"
+        "\nThe Q/DQ files are placed for TensorRT; ONNX Runtime runs them exactly, in float, and so no faster.\n"
         f"{time.perf_counter() - start:.0f} s in all"
     )
     return rows

@@ -408,7 +408,6 @@ one_of_each_family = pytest.mark.parametrize("case", [case for case in FIRST if 
 
 
 # torch 2.13: dynamo itself instantiates the autograd.Function that it traces.
-compiles = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
 
 @compiles

@@ -679,8 +679,6 @@ def test_back_from_the_meta_device_with_a_checkpoint(fields):
     assert amax_of(module) == amax_of(source)
 
 
-# torch 2.13: dynamo itself instantiates each autograd.Function that it traces.
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiled_without_a_graph_break():
     module = quantizer(axis=0, amax=[1.0, 2.0])
     x = torch.randn(2, 50)

@@ -1,15 +1,9 @@
-"""TensorQuantizer: one tensor's quantizer as a module. Its only lasting state is amax.
+"""TensorQuantizer: one tensor's quantizer as a module. Its only lasting state is amax (see amax_state)."""
 
-The buffer ``_amax`` is there from construction. While no range is known it has no
-elements (shape ``(0,)``), so "calibrated" is a property of its shape: it survives
-state_dict, deepcopy, pickle, ``.to()``, and reading it costs no device synchronization.
-"""
-
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fakequant import arithmetic
 from fakequant.calib import Calibrator, calibrator_for
@@ -17,12 +11,11 @@ from fakequant.descriptor import QuantDescriptor
 from fakequant.errors import CalibrationError, ExportError, InvalidTypeError, InvalidValueError
 from fakequant.fake_quantize import fake_quantize, fake_quantize_e4m3
 from fakequant.nn.functional import clip
+from fakequant.nn.modules.amax_state import AmaxState
 from fakequant.onnx_ops import is_exporting
 
-_AMAX = "_amax"
 
-
-class TensorQuantizer(nn.Module):
+class TensorQuantizer(AmaxState):
     """Quantizes, observes, or passes on one tensor, of any shape and float dtype.
 
     With a known amax the grid is fixed; without, each call uses the range of its own
@@ -47,8 +40,6 @@ class TensorQuantizer(nn.Module):
     use_fb_fake_quant: ClassVar[bool] = False
     """Scripts for pytorch-quantization 2.1 set this before export. Every export is standard Q/DQ here."""
 
-    _amax: Tensor
-
     def __init__(
         self,
         quant_desc: QuantDescriptor = QuantDescriptor(),  # noqa: B008 - immutable
@@ -56,20 +47,15 @@ class TensorQuantizer(nn.Module):
         if_quant: bool = True,
         if_calib: bool = False,
     ) -> None:
-        super().__init__()
         if not isinstance(quant_desc, QuantDescriptor):
             raise InvalidTypeError(f"quant_desc: expected a QuantDescriptor, got {quant_desc!r}")
+        super().__init__(learned=quant_desc.learn_amax)
         self._descriptor = quant_desc
         self._calibrator: Calibrator = calibrator_for(quant_desc)
         self._disabled = disabled
         self._if_quant = if_quant
         self._if_calib = if_calib
         self._dynamic_scale: Tensor | None = None
-        empty = torch.empty(0, dtype=torch.float32)
-        if quant_desc.learn_amax:
-            self._amax = nn.Parameter(empty)
-        else:
-            self.register_buffer(_AMAX, empty)
         if quant_desc.amax is not None:
             self.amax = quant_desc.amax
 
@@ -141,43 +127,7 @@ class TensorQuantizer(nn.Module):
         """The largest value of the grid in units of the scale: 127 for int8, 448 for FP8."""
         return arithmetic.FP8_E4M3_MAX if self._descriptor.is_fp8 else self.bounds[1]
 
-    # The range.
-
-    @property
-    def is_calibrated(self) -> bool:
-        """Whether amax is known."""
-        return self._amax.numel() > 0
-
-    @property
-    def amax(self) -> Tensor | None:
-        """The range, float32: 0-d, or with the kept axes' sizes and 1 elsewhere. None while unknown.
-
-        Assigning checks that it is finite and not negative; None forgets it. A shape
-        other than that of the present amax is an error: forget that one first.
-        """
-        return self._amax if self.is_calibrated else None
-
-    @amax.setter
-    def amax(self, value: object) -> None:
-        device = self._amax.device
-        if value is None:
-            self._replace_amax(torch.empty(0, dtype=torch.float32, device=device))
-            return
-        new = arithmetic.check_amax(value).to(device, torch.float32)
-        if not self.is_calibrated:
-            self._replace_amax(new.clone())
-            return
-        if new.shape != self._amax.shape:
-            raise InvalidValueError(f"amax: expected shape {tuple(self._amax.shape)}, got {tuple(new.shape)}")
-        with torch.no_grad():
-            self._amax.copy_(new)
-
-    def _replace_amax(self, value: Tensor) -> None:
-        if isinstance(self._amax, nn.Parameter):
-            self._amax.data = value
-            self._amax.grad = None
-        else:
-            self._amax = value
+    # The scale.
 
     def _scaled(self, amax: Tensor) -> Tensor:
         factor = self._descriptor.scale_amax
@@ -300,39 +250,6 @@ class TensorQuantizer(nn.Module):
             f"got {tuple(self._amax.shape)}"
         )
 
-    # An ordinary module.
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TensorQuantizer":
-        """Follow device moves but stay float32: half() would lose ranges above 65504 and below 6e-8."""
-        before = self._amax.detach()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self._amax.dtype != torch.float32:
-            self._replace_amax(before.to(self._amax.device))
-        return self
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        """Take over the checkpoint's amax, known or not; a checkpoint without one (a float model's) changes nothing."""
-        key = prefix + _AMAX
-        stored = state_dict.get(key)
-        if isinstance(stored, Tensor) and stored.shape != self._amax.shape:
-            self._replace_amax(self._amax.detach().new_empty(stored.shape))
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        if key in missing_keys:
-            missing_keys.remove(key)
-        if self._amax.dtype != torch.float32:  # assign=True
-            self._replace_amax(self._amax.detach().to(torch.float32))
-
     def extra_repr(self) -> str:
         """Return the line that users of the ancestor know: grid, range, calibrator, switches."""
         if self._disabled:
@@ -352,12 +269,3 @@ class TensorQuantizer(nn.Module):
             "calib" if self._if_calib else "",
         ]
         return " ".join(filter(None, words))
-
-    def _short_amax(self) -> str:
-        if not self.is_calibrated:
-            return "dynamic"
-        if self._amax.is_meta:
-            return "meta"
-        if self._amax.numel() == 1:
-            return f"{self._amax.item():.4f}"
-        return f"[{self._amax.min().item():.4f}, {self._amax.max().item():.4f}]({self._amax.numel()})"
