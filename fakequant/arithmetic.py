@@ -53,16 +53,15 @@ def scale_from_amax(amax: Tensor, bound: float) -> Tensor:
     return torch.where(amax <= DEAD_AMAX, DEAD_SCALE, amax / bound)
 
 
-def quantize(x: Tensor, scale: Tensor, low: int, high: int, *, out: Tensor | None = None) -> Tensor:
+def quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     """Return the codes of x as float32 integers; scale broadcasts against x.
 
-    Ties go to the even code; NaN stays NaN; Inf becomes the outermost code. ``out``, float32
-    and shaped like the result, takes it if given.
+    Ties go to the even code; NaN stays NaN; Inf becomes the outermost code.
 
     >>> quantize(torch.tensor([0.5, 1.5, -999.0]), torch.tensor(1.0), -128, 127)
     tensor([   0.,    2., -128.])
     """
-    return torch.div(x.to(torch.float32), scale, out=out).round_().clamp_(low, high)
+    return x.to(torch.float32).div(scale).round_().clamp_(low, high)
 
 
 def dequantize(codes: Tensor, scale: Tensor) -> Tensor:

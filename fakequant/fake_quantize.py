@@ -5,7 +5,6 @@ arXiv:1308.3432) restricted to the grid: it passes unchanged where x rounds to a
 without being clamped, and is zero elsewhere, as in torch.fake_quantize_per_tensor_affine.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,9 +19,6 @@ from fakequant.onnx_ops import (
     torchscript_quantize_dequantize,
 )
 
-_PIECE = 2**20
-"""Elements in a piece: large float32 tensors on a CPU are worked through in pieces that stay in its cache."""
-
 
 class _FakeQuantize(torch.autograd.Function):
     """arithmetic's quantize and dequantize, and their STE. Keeps x and scale for backward, and nothing else."""
@@ -31,45 +27,22 @@ class _FakeQuantize(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
         ctx.save_for_backward(x, scale)
         ctx.edges = low - 0.5, high + 0.5
-        if not _goes_in_pieces(x):
-            return arithmetic.quantize(x, scale, low, high).mul_(scale).to(x.dtype)
-        result = torch.empty_like(x)
-        for part, step, out in _pieces(x, scale, result):
-            arithmetic.quantize(part, step, low, high, out=out).mul_(step)
-        return result
+        return arithmetic.quantize(x, scale, low, high).mul_(scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         x, scale = ctx.saved_tensors
-        hardtanh_backward = torch.ops.aten.hardtanh_backward
-        if _goes_in_pieces(x) and grad.dtype == x.dtype and not torch.is_grad_enabled():
-            result = torch.empty_like(x)
-            for part, step, out, upstream in _pieces(x, scale, result, grad):
-                torch.div(part, step, out=out)
-                hardtanh_backward.grad_input(upstream, out, *ctx.edges, grad_input=out)
-            return result, None, None, None
         position = x.to(torch.float32) / scale
         if torch.compiler.is_compiling() and x.device.type == "cpu":
             # Adds an empty sum, 0, so that the mask depends on grad and is computed here, from x. Else the
             # compiler stores a bool mask in forward, and its CPU code for that takes ten times as long.
             position = position + grad.reshape(-1)[:0].sum()
-        return hardtanh_backward(grad, position, *ctx.edges).to(x.dtype), None, None, None
+        return torch.ops.aten.hardtanh_backward(grad, position, *ctx.edges).to(x.dtype), None, None, None
 
     @staticmethod
     def symbolic(g: Any, x: Any, scale: Any, low: int, high: int) -> Any:
         return torchscript_quantize_dequantize(g, x, scale, low, high)
-
-
-def _goes_in_pieces(x: Tensor) -> bool:
-    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
-    return on_cpu and x.numel() >= 2 * _PIECE and not torch.compiler.is_compiling()
-
-
-def _pieces(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield views of x and of the others, broadcast to x, that cut the first axis."""
-    rows = max(1, _PIECE * x.shape[0] // x.numel())
-    return zip(*(tensor.expand_as(x).split(rows) for tensor in (x.detach(), *others)), strict=True)
 
 
 class StraightThrough(torch.autograd.Function):

@@ -31,6 +31,15 @@ _CONTAINERS = (
 )
 
 
+def is_exporting() -> bool:
+    """Return torch.onnx.is_in_onnx_export(), which dynamo takes for False even while it captures for torch.onnx."""
+    return torch.onnx.is_in_onnx_export()
+
+
+# What torch.compiler.assume_constant_result does, less its import of torch._dynamo, which takes a second.
+is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def container(low: int, high: int) -> tuple[torch.dtype, bool]:
     """Return the ONNX type that holds codes low..high, and whether its own clamp is not enough.
 
@@ -57,7 +66,11 @@ def quantize_dequantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor
     """Return DequantizeLinear(QuantizeLinear(x)) as seen by the torch.export based exporter."""
     dtype, clip = container(low, high)
     values = x.to(torch.float32)
-    if clip:
+    if clip and scale.numel() == 1:
+        # Not clamp: it becomes Max and Min, and onnxscript breaks the graph when it fuses two such pairs on one tensor.
+        bounds = ((code * scale).reshape(()) for code in (low, high))
+        values = torch.onnx.ops.symbolic("Clip", (values, *bounds), dtype=torch.float32, shape=values.shape)
+    elif clip:
         values = values.clamp(low * scale, high * scale)
     return _emit(values, scale, dtype, {BOUNDS_KEY: f"{low} {high}"}).to(x.dtype)
 

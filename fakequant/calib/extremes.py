@@ -50,8 +50,8 @@ def finite_extremes(x: Tensor, axis: int | tuple[int, ...] | None = None) -> Ext
         return Extremes(nothing, -nothing, 0, 0)
     low, high = _span(x, axis)
     num_nan = num_inf = 0
-    # NaN and Inf both reach the result, so x is only looked through when it holds some.
-    if not bool((low.isfinite() & high.isfinite()).all()):
+    # NaN and Inf both reach the result (and make NaN here), so x is only looked through when it may hold some.
+    if not bool(((high - low) * 0 == 0).all()):
         num_nan, num_inf = int(x.isnan().sum()), int(x.isinf().sum())
         finite = x.isfinite()
         low = _span(x.where(finite, math.inf), axis)[0]
@@ -74,6 +74,8 @@ def flat_in_memory_order(x: Tensor) -> Tensor:
 
     ``x.flatten()`` copies a channels_last tensor, which costs more than reading it.
     """
+    if x.is_contiguous():
+        return x.view(-1)
     return x.permute(sorted(range(x.ndim), key=lambda d: -x.stride()[d])).reshape(-1)
 
 

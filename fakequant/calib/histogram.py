@@ -190,6 +190,8 @@ def _count(rows: Tensor, exponent: Tensor) -> Tensor:
 
 def _widened(histogram: Histogram, exponent: Tensor) -> Tensor:
     """Return the counts for bins of width 2**exponent, which is no less than the histogram's own."""
+    if torch.equal(histogram.exponent, exponent):
+        return histogram.counts
     # Shifting out all bits of a bin number gives bin 0; by 64 bits and more a shift is undefined.
     shift = (exponent - histogram.exponent).clamp(max=_LOG2_BINS).unsqueeze(1)
     target = torch.arange(BINS, device=exponent.device) >> shift

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from fakequant.export.graph import QUANTIZER_KEY, constant_of
+from fakequant.export.graph import CALL_KEY, QUANTIZER_KEY, constant_of
 from fakequant.export.rules.merge_quantizers import SEPARATOR
 
 _INTEGERS = frozenset({ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16})
@@ -41,22 +41,20 @@ def cut_at_quantizers(model: ir.Model) -> tuple[Cut, ...]:
     Quantizers of constants, per-channel and float8 ones, and nodes without the name of a quantizer are not cut.
     """
     graph, cuts = model.graph, []
-    calls: dict[str, int] = {}
     for node in list(graph):
-        names = node.metadata_props.get(QUANTIZER_KEY, "").split(SEPARATOR)
-        if node.op_type != "QuantizeLinear" or not names[0] or constant_of(node.inputs[0]) is not None:
+        quantizer = node.metadata_props.get(QUANTIZER_KEY, "").split(SEPARATOR)[0]
+        if node.op_type != "QuantizeLinear" or not quantizer or constant_of(node.inputs[0]) is not None:
             continue
-        call = calls.get(names[0], 0)
-        for name in names:
-            calls[name] = calls.get(name, 0) + 1
         scale, codes = constant_of(node.inputs[1]), node.outputs[0]
         if scale is None or scale.size != 1 or codes.dtype not in _INTEGERS:
             continue
         given = ir.Value(name=f"{codes.name}.given", type=codes.type, shape=codes.shape)
-        ir.convenience.replace_all_uses_with(codes, given)
+        for reader, index in codes.uses():
+            reader.replace_input_with(index, given)
         graph.inputs.append(given)
         if codes not in graph.outputs:
             graph.outputs.append(codes)
         assert codes.dtype is not None
-        cuts.append(Cut(names[0], call, codes.dtype.numpy(), str(given.name), str(codes.name)))
+        call = int(node.metadata_props.get(CALL_KEY, "0"))
+        cuts.append(Cut(quantizer, call, codes.dtype.numpy(), str(given.name), str(codes.name)))
     return tuple(cuts)

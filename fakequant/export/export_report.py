@@ -1,14 +1,13 @@
 """What an exported file holds, and what it does not, in words."""
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 
 import onnx_ir as ir
 
-from fakequant.export.graph import MODULE_KEY, QUANTIZER_KEY, weight_dequantizers
+from fakequant.export.graph import MODULE_KEY, weight_dequantizers
 from fakequant.export.rules.fold_batchnorm import FoldBatchNorm
-from fakequant.export.rules.merge_quantizers import SEPARATOR
-from fakequant.nn import TensorQuantizer
 
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
@@ -57,26 +56,21 @@ class ExportReport:
 def describe(
     model: ir.Model,
     path: Path,
+    size: int,
     target: str,
     rewrites: tuple[ir.passes.InPlacePass, ...],
-    quantizers: dict[str, TensorQuantizer],
+    quantizers: Collection[str],
+    called: Collection[str],
 ) -> ExportReport:
-    """Return the report on a file that was just written from model."""
-    in_file = {
-        name
-        for node in model.graph.all_nodes()
-        for name in node.metadata_props.get(QUANTIZER_KEY, "").split(SEPARATOR)
-        if name
-    }
+    """Return the report on a written file. Of the enabled quantizers, those called are in it."""
     folds = [rewrite for rewrite in rewrites if isinstance(rewrite, FoldBatchNorm)]
-    data = path.with_name(f"{path.name}.data")
     return ExportReport(
         path=path,
         target=target,
         opset=model.opset_imports[""],
-        size=path.stat().st_size + (data.stat().st_size if data.exists() else 0),
-        quantizers=tuple(name for name in quantizers if name in in_file),
-        not_in_file=tuple(name for name, q in quantizers.items() if q.is_enabled and name not in in_file),
+        size=size,
+        quantizers=tuple(name for name in quantizers if name in called),
+        not_in_file=tuple(name for name in quantizers if name not in called),
         integer_weights=sum(1 for _ in weight_dequantizers(model.graph)),
         folded_batchnorms=sum(fold.folded for fold in folds),
         float_ops=_float_ops(model.graph),
@@ -92,6 +86,7 @@ def _float_ops(graph: ir.Graph) -> dict[str, str]:
         bare = [i for i in (0, 1) if not _is_dequantized(node.inputs[i])]
         if bare:
             name = f"{node.metadata_props.get(MODULE_KEY, node.name)} ({node.op_type})"
+            name = f"{name} {node.name}" if name in found else name
             found[name] = "no Q/DQ on " + " and ".join(("its data", "its weight or second input")[i] for i in bare)
     return found
 

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 QUANTIZER_KEY = "fakequant.quantizer"
 """Node metadata: full name of the TensorQuantizer that a Q or DQ comes from."""
 
+CALL_KEY = "fakequant.call"
+"""Node metadata: the how-manieth call of that quantizer, from 0."""
+
 MODULE_KEY = "fakequant.module"
 """Node metadata: full name of the torch module that a node comes from."""
 
@@ -66,7 +69,7 @@ def new_initializer(
     while unique in graph.initializers:
         count += 1
         unique = f"{name}_{count}"
-    tensor = ir.tensor(np.ascontiguousarray(array), dtype=dtype, name=unique)
-    value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
+    tensor = ir.tensor(np.asarray(array, order="C"), dtype=dtype, name=unique)
+    value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)
     return value

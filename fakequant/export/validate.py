@@ -236,7 +236,8 @@ def _recording(model: nn.Module, names: set[str]) -> Iterator[dict[str, list[NDA
 
     def record(name: str, quantizer: TensorQuantizer, output: Tensor) -> None:
         scale = quantizer.scale
-        assert scale is not None
+        if scale is None or not quantizer.is_enabled:
+            raise ValidationError(f"{name}: expected it calibrated and enabled as in the file, got {quantizer}")
         # Exact: output is code * scale, and a quotient within half a step rounds to the code.
         calls[name].append(_array(output.to(torch.float32).div(scale).round_()))
 

@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
-_CODE = "import time, sys, torch; t = time.perf_counter(); import fakequant; print(time.perf_counter() - t, 'onnx' in sys.modules)"
+_CODE = (
+    "import time, sys, torch; t = time.perf_counter(); import fakequant; "
+    "print(time.perf_counter() - t, 'onnx' in sys.modules)"
+)
 
 
 def main() -> None:

@@ -34,9 +34,7 @@ def main() -> None:
     print("\npeak memory, ResNet-50 224x224 batch 8, all four methods; 1.0 is the float forward over 4 batches")
     peaks = {}
     for what, batches in (("forward", 4), ("calibrate", 4), ("calibrate", 400)):
-        run = subprocess.run(
-            [sys.executable, __file__, what, str(batches)], capture_output=True, text=True, check=True
-        )
+        run = subprocess.run([sys.executable, __file__, what, str(batches)], capture_output=True, text=True, check=True)
         peaks[what, batches] = int(run.stdout)
         ratio = peaks[what, batches] / peaks["forward", 4]
         print(f"  {what:<10} {batches:>4} batches   {ratio:6.3f}   {peaks[what, batches] / 1024:8.0f} MiB", flush=True)

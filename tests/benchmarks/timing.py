@@ -26,5 +26,6 @@ def print_ratios(title: str, work: Mapping[str, Callable[[], object]], rounds: i
     for name, seconds in times.items():
         ratios[name] = statistics.median(t / b for t, b in zip(seconds, times[base], strict=True))
         best = min(seconds) / min(times[base])
-        print(f"  {name:<44} {ratios[name]:7.3f}   by minima {best:7.3f}   median {statistics.median(seconds) * 1e3:9.2f} ms")
+        middle = statistics.median(seconds) * 1e3
+        print(f"  {name:<44} {ratios[name]:7.3f}   by minima {best:7.3f}   median {middle:9.2f} ms")
     return ratios

@@ -410,7 +410,6 @@ one_of_each_family = pytest.mark.parametrize("case", [case for case in FIRST if 
 # torch 2.13: dynamo itself instantiates the autograd.Function that it traces.
 
 
-@compiles
 @one_of_each_family
 def test_compiled_without_graph_break_gives_the_same(case):
     module, x = case.calibrated()
@@ -419,7 +418,6 @@ def test_compiled_without_graph_break_gives_the_same(case):
     assert torch.equal(*grads)
 
 
-@compiles
 def test_inductor_gives_the_same_within_a_step():
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3),

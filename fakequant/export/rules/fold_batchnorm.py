@@ -32,8 +32,8 @@ class FoldBatchNorm(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fold what can be folded."""
         for node in list(model.graph):
-            conv = produced_by(node.inputs[0], node.inputs[0].producer().op_type) if _reads_conv(node) else None
-            if conv is None:
+            conv = node.inputs[0].producer() if node.op_type == "BatchNormalization" and node.inputs[0] else None
+            if conv is None or conv.op_type not in _CHANNEL_AXIS:
                 continue
             refusal = self._fold(model.graph, conv, node)
             if refusal:
@@ -47,12 +47,14 @@ class FoldBatchNorm(ir.passes.InPlacePass):
         if only_consumer(conv.outputs[0], "BatchNormalization") is None:
             return "the convolution's output has another reader"
         if dequantize is None or only_consumer(dequantize.outputs[0], conv.op_type) is None:
-            return "the weight is not integer, or shared with another layer"
+            return "the weight is not quantized, or shared with another layer"
         codes, scale = constant_of(dequantize.inputs[0]), constant_of(dequantize.inputs[1])
         parameters = [constant_of(value) for value in norm.inputs[1:5]]
         bias = constant_of(conv.inputs[2]) if len(conv.inputs) > 2 and conv.inputs[2] is not None else None
-        if codes is None or scale is None or any(p is None for p in parameters):
-            return "weight, scale or statistics are not constant"
+        if codes is None or scale is None or codes.dtype.kind != "i":
+            return "the weight is not stored as signed integers"
+        if any(p is None for p in parameters):
+            return "scale, shift or statistics are not constant"
         if len(conv.inputs) > 2 and conv.inputs[2] is not None and bias is None:
             return "the bias is not constant"
         channel = _CHANNEL_AXIS[conv.op_type]
@@ -60,7 +62,7 @@ class FoldBatchNorm(ir.passes.InPlacePass):
         gamma, beta, mean, variance = (p.astype(np.float64) for p in parameters if p is not None)
         if axis not in (None, channel) or codes.shape[channel] != gamma.size:
             return "ranges along another axis, or shared by channel groups"
-        if codes.min() < -np.iinfo(codes.dtype).max:
+        if codes.min() < -np.iinfo(codes.dtype.name).max:
             return "a code has no negative in its type"
         factor = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
         new_codes, new_scale = _scaled(codes, scale, factor, channel)
@@ -69,16 +71,12 @@ class FoldBatchNorm(ir.passes.InPlacePass):
         stem = (norm.inputs[1].name or "batchnorm").removesuffix(".weight") if norm.inputs[1] else "batchnorm"
         conv.resize_inputs(3)
         conv.replace_input_with(2, new_initializer(graph, f"{stem}.folded_bias", new_bias.astype(np.float32)))
-        ir.convenience.replace_all_uses_with(norm.outputs[0], conv.outputs[0], replace_graph_outputs=True)
+        output = conv.outputs[0]
+        ir.convenience.replace_all_uses_with(norm.outputs[0], output, replace_graph_outputs=True)
         graph.remove(norm, safe=True)
+        if output.is_graph_output():
+            output.name = norm.outputs[0].name
         return None
-
-
-def _reads_conv(node: ir.Node) -> bool:
-    if node.op_type != "BatchNormalization" or node.inputs[0] is None:
-        return False
-    producer = node.inputs[0].producer()
-    return producer is not None and producer.op_type in _CHANNEL_AXIS
 
 
 def _scaled(
@@ -89,7 +87,7 @@ def _scaled(
     dead = new_scale < np.finfo(np.float32).tiny
     new_scale[dead] = arithmetic.DEAD_SCALE
     sign = np.where(dead, 0, np.sign(factor)).astype(codes.dtype)
-    return codes * along_axis(sign, channel, codes.ndim), new_scale
+    return np.multiply(codes, along_axis(sign, channel, codes.ndim)), new_scale
 
 
 def _replace(graph: ir.Graph, node: ir.Node, codes: NDArray[np.generic], scale: NDArray[np.float32], axis: int) -> None:

@@ -9,16 +9,18 @@ import onnx_ir as ir
 
 from fakequant.export.graph import QUANTIZER_KEY, axis_of, constant_of
 
-SEPARATOR = " "
+SEPARATOR = "\n"
 """Between the quantizer names on a node that stands for several."""
+
+_OPS = ("Max", "Min", "Clip", "QuantizeLinear", "DequantizeLinear")
 
 
 class MergeQuantizers(ir.passes.InPlacePass):
-    """Merges equal Q nodes, then equal DQ nodes, that read the same value."""
+    """Merges equal Q nodes, then equal DQ nodes, that read the same value, and the clamps in front of narrow grids."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Merge; Q first, since equal DQs then read the same value."""
-        merged = sum(_merge(model.graph, op_type) for op_type in ("QuantizeLinear", "DequantizeLinear"))
+        """Merge; from the front, so that equal readers of merged nodes then read the same value."""
+        merged = sum(_merge(model.graph, op_type) for op_type in _OPS)
         return ir.passes.PassResult(model, modified=merged > 0)
 
 
@@ -39,9 +41,9 @@ def _merge(graph: ir.Graph, op_type: str) -> int:
         kept = first.setdefault(key, node)
         if kept is node or node.outputs[0].is_graph_output():
             continue
-        names = [n.metadata_props[QUANTIZER_KEY] for n in (kept, node) if QUANTIZER_KEY in n.metadata_props]
-        if names:
-            kept.metadata_props[QUANTIZER_KEY] = SEPARATOR.join(names)
+        names = SEPARATOR.join(n.metadata_props.get(QUANTIZER_KEY, "") for n in (kept, node)).split(SEPARATOR)
+        if any(names):
+            kept.metadata_props[QUANTIZER_KEY] = SEPARATOR.join(dict.fromkeys(filter(None, names)))
         ir.convenience.replace_all_uses_with(node.outputs[0], kept.outputs[0])
         graph.remove(node, safe=True)
         merged += 1

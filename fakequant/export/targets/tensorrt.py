@@ -8,13 +8,12 @@ import onnx_ir as ir
 
 from fakequant.export.rules.fold_batchnorm import FoldBatchNorm
 from fakequant.export.rules.integer_weights import IntegerWeights
-from fakequant.export.rules.merge_quantizers import MergeQuantizers
 from fakequant.export.rules.transpose_weights import TransposeWeights
 from fakequant.export.targets.target import Target, register
 
 
 def _rewrites() -> tuple[ir.passes.InPlacePass, ...]:
-    return (MergeQuantizers(), IntegerWeights(), TransposeWeights(), FoldBatchNorm())
+    return (IntegerWeights(), TransposeWeights(), FoldBatchNorm())
 
 
 TENSORRT = register(Target(name="tensorrt", default_opset=19, rewrites=_rewrites))
