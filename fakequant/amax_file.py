@@ -7,8 +7,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
+from fakequant.arithmetic import kept_shape
 from fakequant.errors import CheckpointError, InvalidValueError
-from fakequant.nn.walk import named_quantizers
+from fakequant.nn.walk import named_quantizers, weights_of_quantizers
 
 
 def save_amax(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -35,7 +36,8 @@ def load_amax(model: nn.Module, path: str | os.PathLike[str], *, strict: bool = 
         strict: the names in the file and the enabled quantizers must be the same; otherwise those in both are set.
 
     Raises:
-        CheckpointError: the file is no safetensors file; names do not match (all are named). Nothing is changed.
+        CheckpointError: the file is no safetensors file; names do not match (all are named); a weight's range
+            has another shape than its channels. Nothing is changed.
         InvalidValueError: a range is not finite, or negative.
     """
     try:
@@ -48,6 +50,11 @@ def load_amax(model: nn.Module, path: str | os.PathLike[str], *, strict: bool = 
         unknown = [name for name in ranges if name not in quantizers]
         if missing or unknown:
             raise CheckpointError(f"{path}: no range for {missing}; no quantizer for {unknown}")
+    weights = {q: kept_shape(module.weight.shape, q.axis) for q, module in weights_of_quantizers(model).items()}
+    for name, stored in ranges.items():
+        shape = weights.get(quantizers[name]) if name in quantizers else None
+        if shape is not None and stored.shape not in (shape, ()):
+            raise CheckpointError(f"{path}: {name}: expected a range of shape {shape}, got {tuple(stored.shape)}")
     before = {name: quantizers[name].amax for name in ranges if name in quantizers}
     try:
         for name in before:

@@ -64,6 +64,18 @@ def quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     return x.to(torch.float32).div(scale).round_().clamp_(low, high)
 
 
+def codes_in(codes: Tensor, dtype: torch.dtype, high: int) -> Tensor:
+    """Return codes up to high in a float dtype, or raise InvalidValueError if it cannot hold them all.
+
+    >>> codes_in(torch.tensor([127.0]), torch.bfloat16, 127)
+    tensor([127.], dtype=torch.bfloat16)
+    """
+    exact = int(2 / torch.finfo(dtype).eps)
+    if high > exact:
+        raise InvalidValueError(f"num_bits: expected codes up to {exact}, which {dtype} holds exactly, got {high}")
+    return codes.to(dtype)
+
+
 def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
     """Return the values of codes in float32.
 

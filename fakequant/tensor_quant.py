@@ -81,14 +81,14 @@ def tensor_quant(
 
     Raises:
         InvalidTypeError: negative inputs on an unsigned grid; inputs not floating point.
-        InvalidValueError: amax negative, NaN or Inf; num_bits out of range.
+        InvalidValueError: amax negative, NaN or Inf; num_bits out of range, or more than inputs' dtype holds.
 
     >>> codes, scale = tensor_quant(torch.tensor([0.5, -1.0]), torch.tensor(1.0))
     >>> codes.tolist(), scale.item()
     ([64.0, -127.0], 127.0)
     """
     scale, low, high = _grid(inputs, amax, num_bits, unsigned, narrow_range)
-    codes = arithmetic.quantize(inputs.detach(), scale, low, high).to(inputs.dtype)
+    codes = arithmetic.codes_in(arithmetic.quantize(inputs.detach(), scale, low, high), inputs.dtype, high)
     per_unit = scale.reciprocal()
     if inputs.dtype == torch.float16 and bool((per_unit > torch.finfo(torch.float16).max).any()):
         raise InvalidValueError(f"amax: expected at least {high / 65504:.3g} for float16 inputs, got {amax}")

@@ -296,3 +296,9 @@ def test_e4m3_amax_that_is_no_range_is_refused(amax):
 def test_e4m3_integer_inputs_are_refused():
     with pytest.raises(InvalidTypeError, match=r"inputs: expected a floating point tensor, got torch.int64"):
         scaled_e4m3(torch.arange(3))
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.bfloat16, 10), (torch.float16, 13)], ids=str)
+def test_codes_that_the_dtype_cannot_hold_are_refused(dtype, bits):
+    with pytest.raises(InvalidValueError, match=r"num_bits: expected codes up to \d+, which torch\.\w+ holds exactly"):
+        tensor_quant(torch.ones(2).to(dtype), 1.0, num_bits=bits)

@@ -791,3 +791,11 @@ def test_a_learned_range_per_channel_is_refused():
 )
 def test_repr(fields, line):
     assert repr(quantizer(**fields)) == f"TensorQuantizer({line})"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0], ids=str)
+def test_a_checkpoint_with_a_bad_range_is_refused(value):
+    quantizer = TensorQuantizer(QuantDescriptor(amax=2.0))
+    with pytest.raises(RuntimeError, match=r"_amax: expected finite values >= 0"):
+        quantizer.load_state_dict({"_amax": torch.tensor(value)})
+    assert quantizer.amax.item() == 2.0

@@ -91,6 +91,9 @@ class AmaxState(nn.Module):
         """Take over the checkpoint's amax, known or not; a checkpoint without one (a float model's) changes nothing."""
         key = prefix + _KEY
         stored = state_dict.get(key)
+        if isinstance(stored, Tensor) and not stored.is_meta and not bool((stored.isfinite() & (stored >= 0)).all()):
+            error_msgs.append(f"{key}: expected finite values >= 0, got {stored}")
+            return
         if isinstance(stored, Tensor) and stored.shape != self._amax.shape:
             self._replace_amax(self._amax.detach().new_empty(stored.shape))
         super()._load_from_state_dict(

@@ -233,7 +233,7 @@ class TensorQuantizer(AmaxState):
         if self._descriptor.fake_quant:
             return fake_quantize(inputs, scale, *self.bounds)
         self._dynamic_scale = scale
-        return arithmetic.quantize(inputs, scale, *self.bounds).to(inputs.dtype)
+        return arithmetic.codes_in(arithmetic.quantize(inputs, scale, *self.bounds), inputs.dtype, self.bounds[1])
 
     def _amax_for(self, inputs: Tensor) -> Tensor:
         if not self.is_calibrated:
