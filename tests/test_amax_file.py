@@ -160,9 +160,7 @@ def test_a_weight_range_of_other_channels_is_refused(tmp_path):
     model = calibrated(QuantLinear(4, 3))
     before = model.weight_quantizer.amax.clone()
     save_amax(calibrated(QuantLinear(4, 5)), tmp_path / "other.safetensors")
-    with pytest.raises(
-        fq.CheckpointError, match=r"_weight_quantizer: expected a range of shape \(3, 1\), got \(5, 1\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"_weight_quantizer: expected a range of shape \(3, 1\), got \(5, 1\)"):
         load_amax(model, tmp_path / "other.safetensors")
     assert torch.equal(model.weight_quantizer.amax, before)
 
