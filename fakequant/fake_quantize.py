@@ -33,18 +33,23 @@ class _FakeQuantize(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         x, scale = ctx.saved_tensors
-        position = x.to(torch.float32) / scale
+        low, high = ctx.edges
         hardtanh_backward = torch.ops.aten.hardtanh_backward
-        if torch.compiler.is_compiling():
-            if x.device.type == "cpu":
-                # Adds an empty sum, 0, so that the mask depends on grad and is computed here, from x. Else the
-                # compiler stores a bool mask in forward, and its CPU code for that takes ten times as long.
-                position = position + grad.reshape(-1)[:0].sum()
+        compiling, on_cpu = torch.compiler.is_compiling(), x.device.type == "cpu"
+        if on_cpu and not compiling and type(scale) is Tensor and scale.numel() == 1:
+            # Edges as numbers spare a pass over memory. Not on an accelerator: float() would wait for it.
+            step = float(scale)
+            return hardtanh_backward(grad, x, low * step, high * step), None, None, None
+        position = x.to(torch.float32) / scale
+        if on_cpu and compiling:
+            # Adds an empty sum, 0, so that the mask depends on grad and is computed here, from x. Else the
+            # compiler stores a bool mask in forward, and its CPU code for that takes ten times as long.
+            position = position + grad.reshape(-1)[:0].sum()
         elif grad.dtype == torch.float32 and not torch.is_grad_enabled():
             # In place: fresh memory costs more than the arithmetic.
-            masked = hardtanh_backward.grad_input(grad, position, *ctx.edges, grad_input=position)
-            return masked.to(x.dtype), None, None, None
-        return hardtanh_backward(grad, position, *ctx.edges).to(x.dtype), None, None, None
+            hardtanh_backward.grad_input(grad, position, low, high, grad_input=position)
+            return position.to(x.dtype), None, None, None
+        return hardtanh_backward(grad, position, low, high).to(x.dtype), None, None, None
 
     @staticmethod
     def symbolic(g: Any, x: Any, scale: Any, low: int, high: int) -> Any:
