@@ -47,7 +47,9 @@ def test_file_holds_names_and_ranges_only(model, path):
 
 def test_path_may_be_a_str(model, path):
     save_amax(model, str(path))
-    load_amax(new_model(), str(path))
+    other = new_model()
+    load_amax(other, str(path))
+    assert amaxes(other) == amaxes(model)
 
 
 def test_loading_replaces_other_ranges(model, path):
