@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fakequant import calib, nn, quant_modules, tensor_quant
 from fakequant.amax_file import load_amax, save_amax
 from fakequant.calibration import Calibration, calibrate
-from fakequant.conversion_report import ConversionReport, LayerReport
+from fakequant.conversion_report import ConversionReport, EdgeReport, LayerReport
 from fakequant.convert import dequantize, quantize
 from fakequant.descriptor import QuantDescriptor
 from fakequant.errors import (
@@ -24,6 +24,7 @@ from fakequant.errors import (
     ValidationError,
 )
 from fakequant.nn import TensorQuantizer
+from fakequant.plan import Plan, plan
 from fakequant.qat import freeze_batchnorm, unfreeze_batchnorm
 from fakequant.quant_modules import deactivate, enable_onnx_export, initialize, patched_torch_nn
 from fakequant.recipe import Grid, Recipe, Rule, preset
@@ -39,6 +40,7 @@ __all__ = [
     "CalibrationError",
     "CheckpointError",
     "ConversionReport",
+    "EdgeReport",
     "ExportError",
     "FakeQuantError",
     "Grid",
@@ -46,6 +48,7 @@ __all__ = [
     "InvalidValueError",
     "LayerReport",
     "MissingDependencyError",
+    "Plan",
     "QuantDescriptor",
     "Recipe",
     "RecipeError",
@@ -63,6 +66,7 @@ __all__ = [
     "load_amax",
     "nn",
     "patched_torch_nn",
+    "plan",
     "preset",
     "print_quant_summary",
     "quant_modules",

@@ -8,6 +8,7 @@ computed.
 import contextlib
 import dataclasses
 import itertools
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, TypeAlias
 
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from fakequant.arithmetic import DEAD_AMAX
 from fakequant.batches import model_arguments
 from fakequant.calib import Calibrator, Histogram, HistogramCalibrator, calibrator_for, sqnr_db
+from fakequant.call_sites import call_sites
 from fakequant.errors import CalibrationError, InvalidTypeError, InvalidValueError
 from fakequant.nn import QuantMixin, TensorQuantizer
 from fakequant.nn.modes import evaluating
@@ -54,7 +56,7 @@ class Calibration:
         self,
         quantizers: dict[str, TensorQuantizer],
         calibrators: dict[str, Calibrator],
-        weights: dict[str, QuantMixin],
+        weights: dict[str, QuantMixin | None],
         num_batches: int,
     ) -> None:
         self.num_batches = num_batches
@@ -79,8 +81,9 @@ class Calibration:
             InvalidValueError: unknown method, or one that this pass did not collect for.
         """
         for name, module in self._weights.items():
-            self._calibrators[name] = _calibrator(self._quantizers[name], weight_method)
-            self._calibrators[name].collect(module.weight)
+            if module is not None:
+                self._calibrators[name] = _calibrator(self._quantizers[name], weight_method)
+                self._calibrators[name].collect(module.weight)
         found: dict[str, Tensor] = {}
         problems = []
         for name in self._quantizers:
@@ -171,9 +174,13 @@ def calibrate(
     if not quantizers:
         raise InvalidValueError("model: expected at least one enabled quantizer without a fixed amax, got none")
     owners = weights_of_quantizers(model)
-    weights = {name: owners[q] for name, q in quantizers.items() if q in owners}
+    in_sites = {site.weight_quantizer for _, site in call_sites(model)}
+    # A weight of a functional call is seen where it is used; None stands for "no module to read it from".
+    weights = {name: owners.get(q) for name, q in quantizers.items() if q in owners or q in in_sites}
     activations = {name: q for name, q in quantizers.items() if q not in owners}
-    calibrators = {name: _calibrator(q, method) for name, q in activations.items()}
+    calibrators = {
+        name: _calibrator(q, weight_method if name in weights else method) for name, q in activations.items()
+    }
     for name in weights:
         _calibrator(quantizers[name], weight_method)  # an unknown method is refused before any data is read
     called: set[str] = set()
@@ -198,6 +205,22 @@ def _calibrator(quantizer: TensorQuantizer, method: str) -> Calibrator:
     return calibrator
 
 
+class _Seen:
+    """Which tensors one quantizer has met: shared by several layers, it meets the same tensor in each of them."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+
+    def is_new(self, tensor: Tensor) -> bool:
+        """Whether a tensor was not met before, or was written to since; from now on it was."""
+        known = self._tensors.get(id(tensor))
+        if known is not None and known[0]() is tensor and known[1] == tensor._version:
+            return False
+        self._tensors = {key: entry for key, entry in self._tensors.items() if entry[0]() is not None}
+        self._tensors[id(tensor)] = weakref.ref(tensor), tensor._version
+        return True
+
+
 @contextlib.contextmanager
 def _collecting(
     model: nn.Module, activations: dict[str, TensorQuantizer], calibrators: dict[str, Calibrator], called: set[str]
@@ -214,7 +237,7 @@ def _collecting(
             quantizer.enable()
             quantizer.disable_quant()
             quantizer.enable_calib()
-            hooks.append(quantizer.register_forward_pre_hook(lambda *_, name=name: called.add(name)))
+            hooks.append(quantizer.register_forward_pre_hook(_noting(name, called)))
         yield
     finally:
         for hook in hooks:
@@ -222,6 +245,18 @@ def _collecting(
         for quantizer, disabled, if_quant, if_calib, calibrator in switches:
             quantizer._disabled, quantizer._if_quant, quantizer._if_calib = disabled, if_quant, if_calib
             quantizer._calibrator = calibrator
+
+
+def _noting(name: str, called: set[str]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    """Return a hook that notes the call and lets the quantizer collect from tensors that it has not met."""
+    seen = _Seen()
+
+    def note(quantizer: nn.Module, args: tuple[Any, ...]) -> None:
+        called.add(name)
+        assert isinstance(quantizer, TensorQuantizer)
+        quantizer._if_calib = not args or seen.is_new(args[0])
+
+    return note
 
 
 def _run(model: nn.Module, data: Iterable[Any], num_batches: int | None, forward: Forward, progress: bool) -> int:

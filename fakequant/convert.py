@@ -5,24 +5,40 @@ identity, parameters, hooks, ties and place in an optimizer survive. Look-up is 
 type: a subclass with a forward of its own is left alone and reported.
 """
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
 from torch import nn
 from torch.nn.utils import parametrize
 
+from fakequant.call_sites import is_owner, release
 from fakequant.conversion_report import ConversionReport, LayerReport
 from fakequant.descriptor import QuantDescriptor
-from fakequant.errors import InvalidTypeError
+from fakequant.errors import InvalidTypeError, InvalidValueError
+from fakequant.install import install
 from fakequant.nn import QuantInputMixin, QuantMixin, TensorQuantizer, quantized_class_of, registered
 from fakequant.nn.modules.quant_module import INPUT_QUANTIZER, WEIGHT_QUANTIZER
 from fakequant.nn.modules.transformer import undo_unfuse, unfuse
-from fakequant.recipe import Grid, Recipe, Rule, preset
+from fakequant.nn.walk import named_quantizers
+from fakequant.plan import plan
+from fakequant.recipe import Grid, Recipe, Rule, as_recipe
 
 
-def quantize(model: nn.Module, recipe: str | Recipe = "int8") -> ConversionReport:
-    """Quantize the layers of a model in place. A layer that is quantized already keeps its grids.
+def quantize(
+    model: nn.Module, recipe: str | Recipe = "int8", *, example_inputs: Any = None, target: str = "tensorrt"
+) -> ConversionReport:
+    """Quantize a model in place.
+
+    With an example, quantizers go where the target fuses them, functional ops included (see
+    ``fakequant.plan``). Without, the inputs and weights of layers are quantized, and a layer
+    that is quantized already keeps its grids.
 
     Args:
         model: any module; also a single layer.
         recipe: a preset's name or a Recipe.
+        example_inputs: one batch: a tuple of arguments, a dict of keyword arguments, or a tensor.
+        target: that quantizers are placed for: "tensorrt".
 
     Returns:
         What became quantized, and for every convolution or linear layer that did not, why.
@@ -40,34 +56,57 @@ def quantize(model: nn.Module, recipe: str | Recipe = "int8") -> ConversionRepor
     """
     if not isinstance(model, nn.Module):
         raise InvalidTypeError(f"model: expected an nn.Module, got {type(model).__name__}")
-    if not isinstance(recipe, str | Recipe):
-        raise InvalidTypeError(f"recipe: expected a preset's name or a Recipe, got {recipe!r}")
-    rules = preset(recipe) if isinstance(recipe, str) else recipe
+    rules = as_recipe(recipe)
+    if example_inputs is not None:
+        return _quantize_placed(model, rules, example_inputs, target)
     modules = dict(model.named_modules())
     rules.check_matches({name: _type_name(m) for name, m in modules.items() if _is_quantizable(m)})
     inside_attention = {
         id(child) for m in modules.values() if isinstance(m, nn.MultiheadAttention) for child in m.modules()
     }
     weighted = tuple(float_class for float_class, cls in registered() if issubclass(cls, QuantMixin))
-    device = next((parameter.device for parameter in model.parameters()), None)
     layers = []
-    converted: list[nn.Module] = []
-    try:
+    with _undone_on_error(model):
         for name, module in modules.items():
             expected = isinstance(module, weighted)
-            if not isinstance(module, QuantInputMixin):
-                converted.append(module)
             layer = _convert(name, module, rules, id(module) in inside_attention)
-            if isinstance(module, QuantInputMixin) and device is not None and next(module.parameters(), None) is None:
-                module.to(device)  # a pool has nothing of its own that says where it works
             if layer is not None and (layer.is_quantized or expected):
                 layers.append(layer)
-    except Exception:
-        for module in converted:
-            _make_float(module)
-        raise
+        _quantizers_to_device(model)
     unfuse(model)
     return ConversionReport(tuple(layers))
+
+
+def _quantize_placed(model: nn.Module, recipe: Recipe, example_inputs: Any, target: str) -> ConversionReport:
+    if any(is_owner(module) for module in model.modules()):
+        raise InvalidValueError("model: expected one without call sites, got one that was quantized with an example")
+    planned = plan(model, example_inputs, target, recipe)
+    with _undone_on_error(model):
+        unfuse(model, everywhere=True)
+        install(model, planned)
+        _quantizers_to_device(model)
+    return planned.report
+
+
+@contextlib.contextmanager
+def _undone_on_error(model: nn.Module) -> Iterator[None]:
+    """Make float again what an error leaves half quantized."""
+    was_float = [module for module in model.modules() if not isinstance(module, QuantInputMixin)]
+    try:
+        yield
+    except Exception:
+        for module in was_float:
+            _make_float(module)
+        undo_unfuse(model)
+        raise
+
+
+def _quantizers_to_device(model: nn.Module) -> None:
+    """Move quantizers to where the model works: a pool or an add has nothing of its own that says so."""
+    device = next((parameter.device for parameter in model.parameters()), None)
+    if device is not None:
+        for _, quantizer in named_quantizers(model):
+            quantizer.to(device)
 
 
 def dequantize(model: nn.Module) -> nn.Module:
@@ -87,6 +126,7 @@ def dequantize(model: nn.Module) -> nn.Module:
 
 
 def _make_float(module: nn.Module) -> None:
+    release(module)
     if not isinstance(module, QuantInputMixin) or not _is_quantizable(module):
         return
     for child in (INPUT_QUANTIZER, WEIGHT_QUANTIZER):

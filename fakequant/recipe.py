@@ -39,6 +39,7 @@ class Rule:
         input: grid of the input; ``Grid.DEFAULT`` for the class default; None leaves it float.
         weight: grid of the weight, likewise. ``input=None, weight=None`` leaves the layer float.
         reason: shown in the report for layers that this rule leaves float.
+        force: quantize also what the target's placement would leave float.
 
     Raises:
         InvalidTypeError: a field of the wrong type.
@@ -49,6 +50,7 @@ class Rule:
     input: QuantDescriptor | Grid | None = Grid.DEFAULT
     weight: QuantDescriptor | Grid | None = Grid.DEFAULT
     reason: str = ""
+    force: bool = False
 
     def __post_init__(self) -> None:
         """Check the types."""
@@ -101,6 +103,17 @@ class Recipe:
         matching = [rule for rule in (*self.defaults, *self.rules) if rule.matches(name, type_name)]
         return matching[-1] if matching else _NO_RULE
 
+    def decide_edge(self, name: str, type_name: str, *, is_layer: bool) -> Rule:
+        """Return the rule that decides about an operand of a call: a layer's, or that of another op.
+
+        The defaults are about layers; other ops are quantized where the placement wants it,
+        unless a rule says otherwise.
+        """
+        if is_layer:
+            return self.decide(name, type_name)
+        matching = [rule for rule in self.rules if rule.matches(name, type_name)]
+        return matching[-1] if matching else Rule()
+
     def check_matches(self, layers: dict[str, str]) -> None:
         """Raise RecipeError for a rule that matches none of the layers {name: float class name}."""
         for rule in self.rules:
@@ -131,6 +144,20 @@ def _low_bit_weights(num_bits: int) -> Recipe:
 
 
 _PRESETS: dict[str, Callable[[], Recipe]] = {"int8": _int8, "w4a8": lambda: _low_bit_weights(4)}
+
+
+def as_recipe(recipe: object) -> Recipe:
+    """Return a Recipe as it is, or the preset of a name.
+
+    Raises:
+        InvalidTypeError: anything else.
+        RecipeError: unknown preset.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if not isinstance(recipe, str):
+        raise InvalidTypeError(f"recipe: expected a preset's name or a Recipe, got {recipe!r}")
+    return preset(recipe)
 
 
 def preset(name: str) -> Recipe:

@@ -29,7 +29,7 @@ from fakequant.export.rules.name_scales import NameScales
 from fakequant.export.targets import Target, target_named
 from fakequant.nn import TensorQuantizer
 from fakequant.nn.modes import evaluating
-from fakequant.nn.walk import named_quantizers, weights_of_quantizers
+from fakequant.nn.walk import named_quantizers, quantizer_paths, weights_of_quantizers
 from fakequant.onnx_ops import channel_axis
 
 MIN_OPSET, MAX_OPSET = 18, 21
@@ -88,7 +88,7 @@ def export_onnx(
     if not file.parent.is_dir() or file.is_dir():
         raise ExportError(f"path: expected a file in an existing folder, got {file}")
     program = _trace(model, args, version, dynamic_shapes, input_names, output_names)
-    NameNodes()(program.model)
+    NameNodes(quantizer_paths(model))(program.model)
     called = _called(program.model, quantizers)
     rewrites = _rewrite(program, chosen, weights, quantizers)
     size = _write(program.model, file)

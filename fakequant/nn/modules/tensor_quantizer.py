@@ -155,6 +155,11 @@ class TensorQuantizer(AmaxState):
         """Whether a call changes its input."""
         return self._if_quant and not self._disabled
 
+    @property
+    def is_active(self) -> bool:
+        """Whether a call quantizes or collects statistics."""
+        return not self._disabled and (self._if_quant or self._if_calib)
+
     def disable(self) -> None:
         """Become the identity: neither quantize nor collect."""
         self._disabled = True

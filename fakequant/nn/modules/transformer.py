@@ -1,23 +1,25 @@
-"""torch's transformer encoder without its fused kernel while quantizers are at work inside.
+"""torch's transformer encoder without its fused kernel, and which modules have to step aside for quantizers.
 
 In eval mode without gradient, nn.TransformerEncoderLayer hands the weights of linear1 and
 linear2 to a fused kernel and never calls the two modules, and nn.TransformerEncoder packs
-padded batches into nested tensors for it. Quantizers would be passed by in silence. With
-every quantizer off, the fused kernel runs as in the float model, bit for bit.
+padded batches into nested tensors for it. Quantizers would be passed by in silence, and
+recorders would see nothing. With every quantizer off, the fused kernel runs as in the
+float model, bit for bit.
 """
 
 from torch import nn
 
+from fakequant.nn.modules.attention import UnfusedMultiheadAttention, has_only_idle_quantizers
 from fakequant.nn.modules.tensor_quantizer import TensorQuantizer
 
 
 class UnfusedTransformerEncoderLayer(nn.TransformerEncoderLayer):
-    """nn.TransformerEncoderLayer that calls its linear layers while they hold active quantizers."""
+    """nn.TransformerEncoderLayer that calls its layers one by one, unless its quantizers are all idle."""
 
     @property
     def activation_relu_or_gelu(self) -> int:
-        """1 for ReLU, 2 for GELU; 0, which torch takes as "cannot be fused", while a quantizer is active."""
-        return 0 if _holds_active_quantizer(self) else self.__dict__["activation_relu_or_gelu"]
+        """1 for ReLU, 2 for GELU; 0, which torch takes as "cannot be fused", unless its quantizers are all idle."""
+        return self.__dict__["activation_relu_or_gelu"] if has_only_idle_quantizers(self) else 0
 
     @activation_relu_or_gelu.setter
     def activation_relu_or_gelu(self, value: int) -> None:
@@ -25,12 +27,14 @@ class UnfusedTransformerEncoderLayer(nn.TransformerEncoderLayer):
 
 
 class UnfusedTransformerEncoder(nn.TransformerEncoder):
-    """nn.TransformerEncoder that makes no nested tensors while it holds active quantizers."""
+    """nn.TransformerEncoder that makes no nested tensors, unless the quantizers of each layer are all idle."""
 
     @property
     def use_nested_tensor(self) -> bool:
-        """As chosen at construction; False while a quantizer is active."""
-        return self.__dict__["use_nested_tensor"] and not _holds_active_quantizer(self)
+        """As chosen at construction; False while a layer is unfused, which takes no nested tensors."""
+        unfused = (UnfusedTransformerEncoder, UnfusedTransformerEncoderLayer)
+        idle = (has_only_idle_quantizers(module) for module in (self, *self.layers) if isinstance(module, unfused))
+        return self.__dict__["use_nested_tensor"] and all(idle)
 
     @use_nested_tensor.setter
     def use_nested_tensor(self, value: bool) -> None:
@@ -40,14 +44,20 @@ class UnfusedTransformerEncoder(nn.TransformerEncoder):
 _UNFUSED: dict[type[nn.Module], type[nn.Module]] = {
     nn.TransformerEncoderLayer: UnfusedTransformerEncoderLayer,
     nn.TransformerEncoder: UnfusedTransformerEncoder,
+    nn.MultiheadAttention: UnfusedMultiheadAttention,
 }
 _FUSED = {unfused: fused for fused, unfused in _UNFUSED.items()}
 
 
-def unfuse(model: nn.Module) -> None:
-    """Make every transformer encoder that holds quantizers step aside for them, in place."""
+def unfuse(model: nn.Module, *, everywhere: bool = False) -> None:
+    """Make every attention and transformer encoder that holds quantizers step aside for them, in place.
+
+    Args:
+        model: any module.
+        everywhere: also those without quantizers, so that a recorder sees each call inside.
+    """
     for module in model.modules():
-        if type(module) in _UNFUSED and any(isinstance(child, TensorQuantizer) for child in module.modules()):
+        if type(module) in _UNFUSED and (everywhere or _holds_quantizers(module)):
             module.__class__ = _UNFUSED[type(module)]
 
 
@@ -57,9 +67,5 @@ def undo_unfuse(model: nn.Module) -> None:
         module.__class__ = _FUSED.get(type(module), type(module))
 
 
-def _holds_active_quantizer(module: nn.Module) -> bool:
-    # Both kinds of work count: quantizing, and collecting statistics.
-    return any(
-        isinstance(child, TensorQuantizer) and not child._disabled and (child._if_quant or child._if_calib)
-        for child in module.modules()
-    )
+def _holds_quantizers(module: nn.Module) -> bool:
+    return any(isinstance(child, TensorQuantizer) for child in module.modules())

@@ -27,7 +27,7 @@ SCOPES = {"q1": Q, "d1": Q, "r": scope("", "act", "relu"), "q2": Q, "y": Q}
 @pytest.fixture
 def nodes(parse):
     model = parse(TEXT, SCOPES)
-    NameNodes()(model)
+    NameNodes({})(model)
     return list(model.graph)
 
 
@@ -55,11 +55,11 @@ def test_names_are_readable_and_unique(nodes):
 
 def test_a_graph_without_scopes_stays_as_it_is(parse):
     model = parse(TEXT)
-    NameNodes()(model)
+    NameNodes({})(model)
     assert all(not node.metadata_props for node in model.graph)
 
 
 def test_a_graph_output_keeps_its_name(parse):
     model = parse(TEXT, SCOPES)
-    NameNodes()(model)
+    NameNodes({})(model)
     assert model.graph.outputs[0].name == "y"

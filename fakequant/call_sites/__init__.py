@@ -1,0 +1,34 @@
+"""Functional ops: seen in one example forward, quantized without a change to any forward()."""
+
+from fakequant.call_sites.interception import (
+    CallSite,
+    CallSites,
+    PerCall,
+    call_sites,
+    hide,
+    intercept,
+    is_owner,
+    release,
+)
+from fakequant.call_sites.ops import KIND_OF, Op, Role, op_of
+from fakequant.call_sites.recording import record
+from fakequant.call_sites.tensor_graph import Call, TensorGraph, Value
+
+__all__ = [
+    "KIND_OF",
+    "Call",
+    "CallSite",
+    "CallSites",
+    "Op",
+    "PerCall",
+    "Role",
+    "TensorGraph",
+    "Value",
+    "call_sites",
+    "hide",
+    "intercept",
+    "is_owner",
+    "op_of",
+    "record",
+    "release",
+]

@@ -1,0 +1,273 @@
+"""The tensor graph of a model, from one example forward under a TorchFunctionMode.
+
+Nothing is traced symbolically and nothing in the model is changed: control flow takes
+the way that the example takes. The forward runs in eval mode without gradient.
+"""
+
+import contextlib
+import weakref
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils import _pytree as pytree
+
+from fakequant.call_sites.ops import KIND_OF, Op, Role, op_named, op_of, operands
+from fakequant.call_sites.tensor_graph import Call, TensorGraph, Value
+from fakequant.nn import QuantInputMixin, QuantMixin, TensorQuantizer, quantized_class_of, registered
+from fakequant.nn.modes import evaluating
+from fakequant.nn.modules.transformer import unfuse
+
+_ARGUMENTS = ("dim", "mode", "value", "output_size", "is_causal", "scale", "align_corners", "dropout_p")
+"""Plain arguments of ops that placement asks for, where they are passed by name or known by position."""
+
+_POSITIONS = {
+    "pad": {"mode": 2, "value": 3},
+    "interpolate": {"mode": 3},
+    "mean": {"dim": 1},
+    "softmax": {"dim": 1},
+    "scaled_dot_product_attention": {"dropout_p": 4, "is_causal": 5, "scale": 6},
+    "constant_pad_nd": {"value": 2},
+}
+
+
+def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> TensorGraph:
+    """Run a model once and return its tensor graph. The model is left as it was."""
+    recorder = _Recorder(model)
+    pytree.tree_map_only(Tensor, recorder.know_input, (args, dict(kwargs or {})))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        stack.enter_context(_quantizers_off(model))
+        stack.enter_context(_unfused(model))
+        stack.enter_context(recorder.following(model))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(recorder)
+        outputs = model(*args, **dict(kwargs or {}))
+    for tensor in _tensors(outputs):
+        recorder.value_of(tensor).is_output = True
+    return TensorGraph(tuple(recorder.calls), {name: frozenset(called) for name, called in recorder.callees.items()})
+
+
+class _Frame:
+    """One forward of one module."""
+
+    def __init__(self, module: str, visit: int, is_opaque: bool) -> None:
+        self.module = module
+        self.visit = visit
+        self.is_opaque = is_opaque
+        self.counts: Counter[str] = Counter()
+        self.arguments: tuple[Value, ...] = ()
+
+
+class _Recorder(TorchFunctionMode):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self.callees: defaultdict[str, set[str]] = defaultdict(set)
+        self._values = 0
+        # id -> (tensor, its value, its version counter when the value was made)
+        self._current: dict[int, tuple[weakref.ref[Tensor], Value, int]] = {}
+        self._frames: list[_Frame] = []
+        self._visits: Counter[str] = Counter()
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            self._make(tensor, None, parameter=name, is_constant=True)
+
+    # Values.
+
+    def know_input(self, tensor: Tensor) -> Tensor:
+        """Take note of an input of the model."""
+        self._make(tensor, None)
+        return tensor
+
+    def _make(self, tensor: Tensor, producer: Call | None, parameter: str = "", is_constant: bool = False) -> Value:
+        value = Value(self._values, tuple(tensor.shape), tensor.dtype, producer, parameter, is_constant)
+        self._values += 1
+        self._current[id(tensor)] = (weakref.ref(tensor), value, tensor._version)
+        return value
+
+    def value_of(self, tensor: Tensor) -> Value:
+        """Return the value that a tensor holds now."""
+        known = self._current.get(id(tensor))
+        if known is not None and known[0]() is tensor:
+            if known[2] == tensor._version:
+                return known[1]
+            # Written to through a view or an alias: nobody knows any more what it holds.
+            return self._make(tensor, None, is_constant=known[1].is_constant)
+        return self._make(tensor, None)
+
+    # Calls.
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        frame = self._frames[-1] if self._frames else None
+        if frame is None or frame.is_opaque:
+            return func(*args, **kwargs)
+        given = list(_tensors((args, kwargs)))
+        read = [self.value_of(tensor) for tensor in given]  # before func, which may write into them
+        op = op_of(func)
+        call = self._call(frame, func, op, args, kwargs)
+        outputs = func(*args, **kwargs)
+        made = list(_tensors(outputs))
+        if not made:
+            return outputs
+        self._add(call, read, made)
+        return outputs
+
+    def _call(
+        self, frame: _Frame, func: Callable[..., Any], op: Op | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Call:
+        kind = op.kind if op is not None else _name(func)
+        occurrence = frame.counts[kind]
+        if op is None or func in KIND_OF:
+            frame.counts[kind] += 1
+        found: list[Value | None] = []
+        arguments: dict[str, object] = {}
+        if op is not None:
+            found = [
+                self.value_of(operand) if isinstance(operand, Tensor) else None
+                for operand in operands(op, args, kwargs)
+            ]
+            arguments = _plain(op, args, kwargs)
+        else:
+            found = [self.value_of(tensor) for tensor in _tensors((args, kwargs))]
+        return Call(frame.module, kind, occurrence, frame.visit, op, False, tuple(found), arguments=arguments)
+
+    def _add(self, call: Call, read: list[Value], made: list[Tensor]) -> None:
+        for value in dict.fromkeys(read):
+            positions = [index for index, operand in enumerate(call.operands) if operand is value]
+            value.uses.extend((call, position) for position in positions or [-1])
+        is_constant = all(value.is_constant for value in read)
+        call.outputs = tuple(self._make(tensor, call, is_constant=is_constant) for tensor in made)
+        self.calls.append(call)
+
+    # Modules.
+
+    @contextlib.contextmanager
+    def following(self, model: nn.Module) -> Iterator[None]:
+        """Know at every moment whose forward runs."""
+        handles = []
+        for name, module in model.named_modules():
+            if isinstance(module, TensorQuantizer):
+                continue
+            opaque = _composite(module)
+
+            def enter(
+                _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name, op: Op | None = opaque
+            ) -> None:
+                self._enter(name, op is not None, (*args, *kwargs.values()))
+
+            def leave(module: nn.Module, _: Any, output: Any, op: Op | None = opaque) -> None:
+                self._leave(module, op, output)
+
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(leave, prepend=True, always_call=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, name: str, is_opaque: bool, args: tuple[Any, ...]) -> None:
+        if self._frames:
+            self.callees[self._frames[-1].module].add(name)
+        frame = _Frame(name, self._visits[name], is_opaque or bool(self._frames and self._frames[-1].is_opaque))
+        if is_opaque:
+            frame.arguments = tuple(self.value_of(tensor) for tensor in _tensors(args))
+        self._visits[name] += 1
+        self._frames.append(frame)
+
+    def _leave(self, module: nn.Module, op: Op | None, output: Any) -> None:
+        frame = self._frames.pop()
+        if op is None or (self._frames and self._frames[-1].is_opaque):
+            return
+        made = list(_tensors(output))
+        if not made:
+            return
+        read = list(frame.arguments)
+        found: list[Value | None] = [read[0] if read else None]
+        if op.role is Role.WEIGHTED:
+            assert isinstance(module.weight, Tensor)
+            weight = self.value_of(module.weight)
+            read.append(weight)
+            found.append(weight)
+        self._add(Call(frame.module, op.kind, 0, frame.visit, op, True, tuple(found)), read, made)
+
+
+def _composite(module: nn.Module) -> Op | None:
+    """Return the op that a module with a quantized class stands for; its forward is one call."""
+    if isinstance(module, QuantInputMixin):
+        float_class: type[nn.Module] | None = next((f for f, q in registered() if type(module) is q), None)
+    else:
+        float_class = type(module) if quantized_class_of(type(module)) is not None else None
+    if float_class is None:
+        return None
+    for base in float_class.__mro__:
+        known = op_named(_snake_case(base.__name__))
+        if known is not None:
+            return known
+    quantized = quantized_class_of(float_class)
+    assert quantized is not None
+    role = Role.WEIGHTED if issubclass(quantized, QuantMixin) else Role.OTHER
+    return Op(float_class.__name__, role, ("input", "weight") if role is Role.WEIGHTED else ("input",))
+
+
+def _snake_case(class_name: str) -> str:
+    """Return AdaptiveAvgPool2d as adaptive_avg_pool2d."""
+    letters = [f"_{letter.lower()}" if letter.isupper() else letter for letter in class_name]
+    return "".join(letters).lstrip("_")
+
+
+def _name(func: Callable[..., Any]) -> str:
+    name: str = resolve_name(func) or getattr(func, "__name__", type(func).__name__)
+    return name.rsplit(".", 1)[-1]
+
+
+def _plain(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, object]:
+    """Return the plain arguments that placement asks for."""
+    found = {name: kwargs[name] for name in _ARGUMENTS if name in kwargs}
+    for name, position in _POSITIONS.get(op.kind, {}).items():
+        if position < len(args):
+            found[name] = args[position]
+    return found
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    """Yield the tensors inside nested arguments or outputs."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            yield from _tensors(item)
+    elif isinstance(tree, Mapping):
+        yield from _tensors(list(tree.values()))
+    elif hasattr(tree, "__dataclass_fields__"):
+        yield from _tensors(list(vars(tree).values()))
+
+
+@contextlib.contextmanager
+def _quantizers_off(model: nn.Module) -> Iterator[None]:
+    switched = [q for q in model.modules() if isinstance(q, TensorQuantizer) and not q._disabled]
+    for quantizer in switched:
+        quantizer.disable()
+    try:
+        yield
+    finally:
+        for quantizer in switched:
+            quantizer.enable()
+
+
+@contextlib.contextmanager
+def _unfused(model: nn.Module) -> Iterator[None]:
+    """Run attention and encoder layers without their fused kernels, which would hide what is inside."""
+    classes = [(module, type(module)) for module in model.modules()]
+    unfuse(model, everywhere=True)
+    try:
+        yield
+    finally:
+        for module, cls in classes:
+            module.__class__ = cls

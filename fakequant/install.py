@@ -1,0 +1,112 @@
+"""From a plan to quantizers: every slot gets its own, or the one that it shares."""
+
+from collections import defaultdict
+from collections.abc import Hashable
+
+from torch import nn
+
+from fakequant.call_sites import KIND_OF, CallSite, CallSites, PerCall, TensorGraph, hide, intercept, is_owner
+from fakequant.descriptor import QuantDescriptor
+from fakequant.nn import QuantInputMixin, QuantMixin, TensorQuantizer, quantized_class_of
+from fakequant.nn.modules.quant_module import INPUT_QUANTIZER, WEIGHT_QUANTIZER
+from fakequant.plan import Plan, Slot
+
+
+def install(model: nn.Module, plan: Plan) -> None:
+    """Put the quantizers of a plan into the model that it was made for, in place."""
+    _Installation(model, plan).run()
+
+
+class _Installation:
+    def __init__(self, model: nn.Module, plan: Plan) -> None:
+        self._modules = dict(model.named_modules())
+        self._plan = plan
+        self._quantizers: dict[tuple[Hashable, QuantDescriptor], TensorQuantizer] = {}
+        self._per_call = 0
+
+    def run(self) -> None:
+        modules: defaultdict[str, list[Slot]] = defaultdict(list)
+        sites: defaultdict[str, dict[str, list[Slot]]] = defaultdict(dict)
+        for slot in self._plan.slots:
+            if slot.call.is_module:
+                modules[slot.call.module].append(slot)
+            else:
+                sites[slot.call.module].setdefault(slot.call.site, []).append(slot)
+        for name, slots in modules.items():
+            self._convert(self._modules[name], slots)
+        for name, calls in sites.items():
+            self._own(name, calls)
+        if self._per_call and not is_owner(self._modules[""]):
+            # Calls are counted from the beginning of the model's forward.
+            intercept(self._modules[""], CallSites({}))
+        for name, module in self._modules.items():
+            if is_owner(module):
+                self._hide_callees(name, module)
+
+    def _quantizer(self, slot: Slot) -> TensorQuantizer | PerCall:
+        assert slot.descriptor is not None
+        found = []
+        for key in slot.keys:
+            if (key, slot.descriptor) not in self._quantizers:
+                self._quantizers[key, slot.descriptor] = TensorQuantizer(slot.descriptor)
+            found.append(self._quantizers[key, slot.descriptor])
+        if len(set(found)) == 1:
+            return found[0]
+        self._per_call += 1
+        return PerCall(self._per_call - 1, found)
+
+    def _convert(self, module: nn.Module, slots: list[Slot]) -> None:
+        if isinstance(module, QuantInputMixin) or all(slot.descriptor is None for slot in slots):
+            return
+        quantized_class = quantized_class_of(type(module))
+        assert quantized_class is not None
+        module.__class__ = quantized_class
+        assert isinstance(module, QuantInputMixin)
+        grids = {slot.is_weight: slot.descriptor for slot in slots}
+        if isinstance(module, QuantMixin):
+            module.init_quantizer(grids[False], grids[True])
+        else:
+            module.init_quantizer(grids[False])
+        for slot in slots:
+            child = WEIGHT_QUANTIZER if slot.is_weight else INPUT_QUANTIZER
+            if slot.descriptor is None:
+                module._modules[child].disable()  # type: ignore[union-attr, operator]
+            else:
+                module._modules[child] = self._quantizer(slot)
+
+    def _own(self, name: str, calls: dict[str, list[Slot]]) -> None:
+        sites = CallSites(_seen(self._plan.graph, name))
+        for site_name, slots in calls.items():
+            quantized = [slot for slot in slots if slot.descriptor is not None]
+            if not quantized:
+                continue
+            weight = next((slot.operand_name for slot in quantized if slot.is_weight), "")
+            site = CallSite(slots[0].call.kind, weight)
+            for slot in quantized:
+                site.add_module(slot.operand_name, self._quantizer(slot))
+            sites.add(site_name, site)
+        if sites.kinds:
+            intercept(self._modules[name], sites)
+
+    def _hide_callees(self, name: str, owner: nn.Module) -> None:
+        """Hide what an owner calls, by the example and by its own children: in training it may call others."""
+        called = [self._modules[callee] for callee in self._plan.graph.callees.get(name, ())]
+        pending = list(owner.children())
+        while pending:
+            child = pending.pop()
+            if isinstance(child, nn.ModuleList | nn.ModuleDict):
+                pending.extend(child.children())
+            elif not isinstance(child, CallSites | TensorQuantizer | PerCall):
+                called.append(child)
+        for module in called:
+            if not is_owner(module):
+                hide(module)
+
+
+def _seen(graph: TensorGraph, name: str) -> dict[str, int]:
+    """Return how many calls of each kind a module's forward made, the most of its visits."""
+    seen = dict.fromkeys(KIND_OF.values(), 0)
+    for call in graph.calls:
+        if call.module == name and not call.is_module and call.kind in seen:
+            seen[call.kind] = max(seen[call.kind], call.occurrence + 1)
+    return seen

@@ -1,0 +1,24 @@
+"""Which edges of the tensor graph carry a quantizer, and which share one, for each target."""
+
+from collections.abc import Callable
+
+from fakequant.call_sites import TensorGraph
+from fakequant.errors import InvalidValueError
+from fakequant.placement import tensorrt
+from fakequant.placement.decision import SOFTMAX, Decision
+from fakequant.placement.groups import Groups
+
+__all__ = ["SOFTMAX", "Decision", "Groups", "place"]
+
+_PLACEMENTS: dict[str, Callable[[TensorGraph], list[Decision]]] = {"tensorrt": tensorrt.place}
+
+
+def place(graph: TensorGraph, target: str) -> list[Decision]:
+    """Return the decisions for a target, in order of execution.
+
+    Raises:
+        InvalidValueError: unknown target.
+    """
+    if target not in _PLACEMENTS:
+        raise InvalidValueError(f"target: expected one of {sorted(_PLACEMENTS)}, got {target!r}")
+    return _PLACEMENTS[target](graph)
