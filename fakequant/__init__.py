@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fakequant import calib, nn, quant_modules, tensor_quant
 from fakequant.amax_file import load_amax, save_amax
 from fakequant.calibration import Calibration, calibrate
+from fakequant.call_sites import register_op
 from fakequant.conversion_report import ConversionReport, EdgeReport, LayerReport
 from fakequant.convert import dequantize, quantize
 from fakequant.descriptor import QuantDescriptor
@@ -28,6 +29,7 @@ from fakequant.plan import Plan, plan
 from fakequant.qat import freeze_batchnorm, unfreeze_batchnorm
 from fakequant.quant_modules import deactivate, enable_onnx_export, initialize, patched_torch_nn
 from fakequant.recipe import Grid, Recipe, Rule, preset
+from fakequant.recipe_file import load_recipe, parse_recipe
 from fakequant.summary import print_quant_summary, quant_summary
 
 if TYPE_CHECKING:
@@ -64,7 +66,9 @@ __all__ = [
     "freeze_batchnorm",
     "initialize",
     "load_amax",
+    "load_recipe",
     "nn",
+    "parse_recipe",
     "patched_torch_nn",
     "plan",
     "preset",
@@ -72,6 +76,7 @@ __all__ = [
     "quant_modules",
     "quant_summary",
     "quantize",
+    "register_op",
     "save_amax",
     "tensor_quant",
     "unfreeze_batchnorm",

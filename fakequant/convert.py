@@ -56,7 +56,7 @@ def quantize(
     """
     if not isinstance(model, nn.Module):
         raise InvalidTypeError(f"model: expected an nn.Module, got {type(model).__name__}")
-    rules = as_recipe(recipe)
+    rules = as_recipe(recipe).for_target(target)
     if example_inputs is not None:
         return _quantize_placed(model, rules, example_inputs, target)
     modules = dict(model.named_modules())

@@ -12,8 +12,8 @@ from fakequant.call_sites import Call, Role, TensorGraph, record
 from fakequant.conversion_report import ConversionReport, EdgeReport, LayerReport
 from fakequant.descriptor import QUANT_DESC_8BIT_PER_TENSOR, QuantDescriptor
 from fakequant.nn import QuantInputMixin, QuantMixin, registered
-from fakequant.placement import SOFTMAX, Decision, Groups, place
-from fakequant.recipe import Recipe, as_recipe
+from fakequant.placement import SOFTMAX, Decision, Groups, is_layer, layer_positions, place
+from fakequant.recipe import Recipe, Rule, as_recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,16 +87,23 @@ def plan(model: nn.Module, example_inputs: Any, target: str = "tensorrt", recipe
     >>> print(plan(model, torch.rand(1, 16, 8, 8)).report)
     1 of 1 Conv2d quantized
     """
-    chosen = as_recipe(recipe)
+    chosen = as_recipe(recipe).for_target(target)
     graph = record(model, *_arguments(example_inputs))
     decisions = place(graph, target)
     types = _TypeNames(model)
-    chosen.check_matches({d.call.name: types.of(d.call) for d in decisions})
+    positions = layer_positions(graph)
+    chosen.check_matches({d.call.name: types.of(d.call) for d in decisions}, positions)
     groups = Groups(graph)
     by_slot: defaultdict[tuple[str, int], list[Decision]] = defaultdict(list)
     for decision in decisions:
         by_slot[decision.call.name, decision.operand].append(decision)
-    slots = tuple(_slot(calls, chosen, types, groups) for calls in by_slot.values())
+    rules = {
+        d.call.name: chosen.decide(d.call.name, types.of(d.call), positions.get(d.call.name, ()))
+        if is_layer(d.call)
+        else chosen.decide_op(d.call.name, types.of(d.call))
+        for d in decisions
+    }
+    slots = tuple(_slot(found, rules[found[0].call.name], types, groups) for found in by_slot.values())
     return Plan(target, slots, graph, _report(model, slots, types))
 
 
@@ -124,9 +131,8 @@ def _is_function_of(cls: type[nn.Module], call: Call) -> bool:
     return call.role is Role.WEIGHTED and cls.__name__.lower() == call.kind.replace("_", "")
 
 
-def _slot(calls: list[Decision], recipe: Recipe, types: _TypeNames, groups: Groups) -> Slot:
+def _slot(calls: list[Decision], rule: Rule, types: _TypeNames, groups: Groups) -> Slot:
     first = calls[0]
-    rule = recipe.decide_edge(first.call.name, types.of(first.call), is_layer=_is_layer(first.call))
     grid = rule.weight if first.is_weight else rule.input
     refused = next((decision for decision in calls if not decision.quantized), None)
     if grid is None:
@@ -142,15 +148,11 @@ def _slot(calls: list[Decision], recipe: Recipe, types: _TypeNames, groups: Grou
     return Slot(first.call, first.operand, descriptor, reason, keys, first.is_weight)
 
 
-def _is_layer(call: Call) -> bool:
-    """Whether the call has a weight: what the rules of a preset are about."""
-    if call.role is Role.PRODUCT:
-        weight = call.operand(1)
-        return weight is not None and weight.is_constant
-    return call.role is Role.WEIGHTED
-
-
 def _default_grid(decision: Decision, types: _TypeNames) -> QuantDescriptor:
+    op = decision.call.op
+    if op is not None and decision.is_weight and decision.operand_name in op.weights:
+        axis = op.weights[decision.operand_name]
+        return QUANT_DESC_8BIT_PER_TENSOR.replace(axis=axis, narrow_range=True)
     type_name = types.of(decision.call)
     found = next((cls for float_class, cls in registered() if float_class.__name__ == type_name), None)
     if not decision.is_weight:
@@ -172,7 +174,7 @@ def _key(decision: Decision, groups: Groups) -> Hashable:
 def _report(model: nn.Module, slots: tuple[Slot, ...], types: _TypeNames) -> ConversionReport:
     layers: dict[str, LayerReport] = {}
     for slot in slots:
-        if not _is_layer(slot.call):
+        if not is_layer(slot.call):
             continue
         name = slot.call.name
         layer = layers.get(name, LayerReport(name, types.of(slot.call), reason=slot.reason))
@@ -183,7 +185,7 @@ def _report(model: nn.Module, slots: tuple[Slot, ...], types: _TypeNames) -> Con
         layers[name] = layer
     weighted = tuple(float_class for float_class, cls in registered() if issubclass(cls, QuantMixin))
     called = {slot.call.module for slot in slots if slot.call.is_module}
-    read = {value.parameter for slot in slots if _is_layer(slot.call) and (value := slot.call.operand(1)) is not None}
+    read = {value.parameter for slot in slots if is_layer(slot.call) and (value := slot.call.operand(1)) is not None}
     for name, module in model.named_modules():
         if isinstance(module, weighted) and name not in called and f"{name}.weight".lstrip(".") not in read:
             layers[name] = LayerReport(name, type(module).__name__, reason="was not called in the example forward")

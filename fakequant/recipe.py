@@ -13,12 +13,12 @@ True
 import dataclasses
 import enum
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
 from torch import nn
 
 from fakequant.descriptor import QuantDescriptor
-from fakequant.errors import InvalidTypeError, RecipeError
+from fakequant.errors import InvalidTypeError, InvalidValueError, RecipeError
 from fakequant.nn import QuantMixin, registered
 
 
@@ -34,15 +34,20 @@ class Rule:
     """Which layers, and the grids they get.
 
     Args:
-        name: shell pattern over module names, such as ``"layer4.*"``; matches case-sensitively.
-        type: shell pattern over float class names, such as ``"Conv*"``.
+        name: shell pattern over names of modules and call sites, such as ``"layer4.*"`` or
+            ``"*.add_0"``; matches case-sensitively.
+        type: shell pattern over float class names and ops, such as ``"Conv*"`` or ``"add"``.
         input: grid of the input; ``Grid.DEFAULT`` for the class default; None leaves it float.
         weight: grid of the weight, likewise. ``input=None, weight=None`` leaves the layer float.
         reason: shown in the report for layers that this rule leaves float.
         force: quantize also what the target's placement would leave float.
+        target: shell pattern over targets.
+        position: ``"first"`` for layers that read the model's input, ``"last"`` for layers behind
+            which there is no other; ``""`` for any.
 
     Raises:
         InvalidTypeError: a field of the wrong type.
+        InvalidValueError: another position.
     """
 
     name: str = "*"
@@ -51,10 +56,12 @@ class Rule:
     weight: QuantDescriptor | Grid | None = Grid.DEFAULT
     reason: str = ""
     force: bool = False
+    target: str = "*"
+    position: str = ""
 
     def __post_init__(self) -> None:
         """Check the types."""
-        for field in ("name", "type", "reason"):
+        for field in ("name", "type", "reason", "target", "position"):
             if not isinstance(getattr(self, field), str):
                 raise InvalidTypeError(f"Rule.{field}: expected a str, got {getattr(self, field)!r}")
         for field in ("input", "weight"):
@@ -63,8 +70,13 @@ class Rule:
                     f"Rule.{field}: expected a QuantDescriptor, Grid.DEFAULT or None, got {getattr(self, field)!r}"
                 )
 
-    def matches(self, name: str, type_name: str) -> bool:
-        """Whether this rule is about the layer."""
+        if self.position not in POSITIONS:
+            raise InvalidValueError(f"Rule.position: expected one of {sorted(POSITIONS)}, got {self.position!r}")
+
+    def matches(self, name: str, type_name: str, positions: Collection[str] = ()) -> bool:
+        """Whether this rule is about the layer; positions are those that it has in the model."""
+        if self.position and self.position not in positions:
+            return False
         return fnmatch.fnmatchcase(name, self.name) and fnmatch.fnmatchcase(type_name, self.type)
 
     @property
@@ -76,6 +88,8 @@ class Rule:
         """Return the reason for the report."""
         return self.reason or f"rule {self.name!r}, type {self.type!r} leaves it float"
 
+
+POSITIONS = frozenset({"", "first", "last"})
 
 _NO_RULE = Rule(input=None, weight=None, reason="no rule of the recipe matches it")
 
@@ -98,28 +112,35 @@ class Recipe:
             return NotImplemented
         return dataclasses.replace(self, rules=(*self.rules, rule))
 
-    def decide(self, name: str, type_name: str) -> Rule:
+    def for_target(self, target: str) -> "Recipe":
+        """Return the recipe without the rules that are about other targets."""
+        return dataclasses.replace(
+            self, rules=tuple(rule for rule in self.rules if fnmatch.fnmatchcase(target, rule.target))
+        )
+
+    def decide(self, name: str, type_name: str, positions: Collection[str] = ()) -> Rule:
         """Return the rule that decides about a layer."""
-        matching = [rule for rule in (*self.defaults, *self.rules) if rule.matches(name, type_name)]
+        matching = [rule for rule in (*self.defaults, *self.rules) if rule.matches(name, type_name, positions)]
         return matching[-1] if matching else _NO_RULE
 
-    def decide_edge(self, name: str, type_name: str, *, is_layer: bool) -> Rule:
-        """Return the rule that decides about an operand of a call: a layer's, or that of another op.
-
-        The defaults are about layers; other ops are quantized where the placement wants it,
-        unless a rule says otherwise.
-        """
-        if is_layer:
-            return self.decide(name, type_name)
+    def decide_op(self, name: str, type_name: str) -> Rule:
+        """Return the rule that decides about an op without weight; without one, it is left to the placement."""
         matching = [rule for rule in self.rules if rule.matches(name, type_name)]
         return matching[-1] if matching else Rule()
 
-    def check_matches(self, layers: dict[str, str]) -> None:
-        """Raise RecipeError for a rule that matches none of the layers {name: float class name}."""
+    def check_matches(self, layers: Mapping[str, str], positions: Mapping[str, Collection[str]] | None = None) -> None:
+        """Raise RecipeError for a rule that matches none of the layers {name: float class name}.
+
+        Without positions {name: positions}, a rule that asks for one is an error too.
+        """
         for rule in self.rules:
-            if not any(rule.matches(name, type_name) for name, type_name in layers.items()):
+            if rule.position and positions is None:
+                raise RecipeError(f"rule position={rule.position!r}: expected example_inputs, which tell it, got none")
+            where = positions or {}
+            if not any(rule.matches(name, type_name, where.get(name, ())) for name, type_name in layers.items()):
+                position = f" position={rule.position!r}" if rule.position else ""
                 raise RecipeError(
-                    f"rule name={rule.name!r} type={rule.type!r}: expected to match a layer, got none of "
+                    f"rule name={rule.name!r} type={rule.type!r}{position}: expected to match a layer, got none of "
                     f"{len(layers)}: {', '.join(list(layers)[:8])}{' ...' if len(layers) > 8 else ''}"
                 )
 

@@ -1,5 +1,6 @@
 """Functional ops: seen in one example forward, quantized without a change to any forward()."""
 
+from fakequant.call_sites.custom import TRANSLATIONS, register_op
 from fakequant.call_sites.interception import (
     CallSite,
     CallSites,
@@ -16,6 +17,7 @@ from fakequant.call_sites.tensor_graph import Call, TensorGraph, Value
 
 __all__ = [
     "KIND_OF",
+    "TRANSLATIONS",
     "Call",
     "CallSite",
     "CallSites",
@@ -30,5 +32,6 @@ __all__ = [
     "is_owner",
     "op_of",
     "record",
+    "register_op",
     "release",
 ]

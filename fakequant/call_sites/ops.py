@@ -7,12 +7,14 @@ and ``operator.add`` are all "add".
 import dataclasses
 import enum
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fakequant.errors import InvalidValueError
 
 
 class Role(enum.Enum):
@@ -35,6 +37,8 @@ class Role(enum.Enum):
     IDENTITY = "identity"
     """Returns its operand in eval mode: dropout."""
     SOFTMAX = "softmax"
+    CUSTOM = "custom"
+    """Registered by a user, who says what is quantized."""
     OTHER = "other"
 
 
@@ -47,12 +51,16 @@ class Op:
         role: what placement makes of it.
         operands: names of its tensor arguments, in order; ``("tensors",)`` is one list of tensors.
         weight_axis: the output channels of the weight, for WEIGHTED.
+        quantized: names of the operands that are quantized, for CUSTOM.
+        weights: {name of an operand that is a weight: its output channels}, for CUSTOM.
     """
 
     kind: str
     role: Role
     operands: tuple[str, ...] = ("input",)
     weight_axis: int = 0
+    quantized: tuple[str, ...] = ()
+    weights: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
 
     @property
     def takes_list(self) -> bool:
@@ -195,6 +203,20 @@ def op_of(function: Any) -> Op | None:
         return _OP_OF.get(function)
     except TypeError:  # unhashable
         return None
+
+
+def add_op(op: Op, functions: Iterable[Any]) -> None:
+    """Make an op of functions that torch does not have.
+
+    Raises:
+        InvalidValueError: there is an op of that kind.
+    """
+    if op.kind in _OPS:
+        raise InvalidValueError(f"kind: expected a new name, got {op.kind!r}, which is an op already")
+    _OPS[op.kind] = op
+    for function in functions:
+        _OP_OF[function] = op
+        KIND_OF[function] = op.kind
 
 
 def op_named(kind: str) -> Op | None:

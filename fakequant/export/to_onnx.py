@@ -18,6 +18,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript import optimizer
 from torch import nn
 
+from fakequant.call_sites import TRANSLATIONS
 from fakequant.errors import ExportError, InvalidTypeError, InvalidValueError
 from fakequant.export.export_report import ExportReport, describe
 from fakequant.export.graph import MODULE_KEY, QUANTIZER_KEY
@@ -173,6 +174,7 @@ def _trace(
                 dynamic_shapes=dynamic_shapes,  # type: ignore[arg-type]
                 input_names=input_names,
                 output_names=output_names,
+                custom_translation_table=TRANSLATIONS,
                 optimize=False,
                 verbose=False,
             )

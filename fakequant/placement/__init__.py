@@ -7,8 +7,9 @@ from fakequant.errors import InvalidValueError
 from fakequant.placement import tensorrt
 from fakequant.placement.decision import SOFTMAX, Decision
 from fakequant.placement.groups import Groups
+from fakequant.placement.layers import is_layer, layer_positions
 
-__all__ = ["SOFTMAX", "Decision", "Groups", "place"]
+__all__ = ["SOFTMAX", "Decision", "Groups", "is_layer", "layer_positions", "place"]
 
 _PLACEMENTS: dict[str, Callable[[TensorGraph], list[Decision]]] = {"tensorrt": tensorrt.place}
 

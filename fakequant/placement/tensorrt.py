@@ -27,6 +27,7 @@ class _Placement:
     def run(self) -> list[Decision]:
         gates = find_gates(self._graph)
         self._weighted({layer for gate in gates for layer in gate.layers})
+        self._custom()
         self._attention()
         self._residual_adds()
         # Averages and gates ask who reads their output, so those behind are decided first.
@@ -84,6 +85,14 @@ class _Placement:
         quantized = not reason
         self._decide(call, data, quantized, reason or "input of a weighted layer (R30)")
         self._decide(call, weight, quantized, reason or "weight (R30)", is_weight=True)
+
+    def _custom(self) -> None:
+        for call in self._graph.calls:
+            if call.role is not Role.CUSTOM or call.op is None:
+                continue
+            for operand, name in enumerate(call.op.operands):
+                if call.operand(operand) is not None and name in (*call.op.quantized, *call.op.weights):
+                    self._decide(call, operand, True, "registered custom op (R48)", is_weight=name in call.op.weights)
 
     def _attention(self) -> None:
         for call in self._graph.calls:
