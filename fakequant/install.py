@@ -35,10 +35,9 @@ class _Installation:
         for name, slots in modules.items():
             self._convert(self._modules[name], slots)
         for name, calls in sites.items():
-            self._own(name, calls)
-        if self._per_call and not is_owner(self._modules[""]):
-            # Calls are counted from the beginning of the model's forward.
-            intercept(self._modules[""], CallSites({}))
+            if name:
+                self._own(name, calls)
+        self._own("", sites.get("", {}))
         for name, module in self._modules.items():
             if is_owner(module):
                 self._hide_callees(name, module)
@@ -75,7 +74,7 @@ class _Installation:
                 module._modules[child] = self._quantizer(slot)
 
     def _own(self, name: str, calls: dict[str, list[Slot]]) -> None:
-        sites = CallSites(_seen(self._plan.graph, name))
+        installed = []
         for site_name, slots in calls.items():
             quantized = [slot for slot in slots if slot.descriptor is not None]
             if not quantized:
@@ -84,8 +83,13 @@ class _Installation:
             site = CallSite(slots[0].call.kind, weight)
             for slot in quantized:
                 site.add_module(slot.operand_name, self._quantizer(slot))
-            sites.add(site_name, site)
-        if sites.kinds:
+            installed.append((site_name, site))
+        # Calls are counted from the beginning of the model's forward; the model itself comes last.
+        counts_calls = self._per_call > 0 and not name
+        if installed or counts_calls:
+            sites = CallSites(_seen(self._plan.graph, name), counts_calls)
+            for site_name, site in installed:
+                sites.add(site_name, site)
             intercept(self._modules[name], sites)
 
     def _hide_callees(self, name: str, owner: nn.Module) -> None:

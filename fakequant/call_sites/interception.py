@@ -13,13 +13,14 @@ it without a graph break.
 
 import copyreg
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from fakequant.call_sites.ops import IN_PLACE, KIND_OF, op_named, operands, with_operand
 from fakequant.nn import TensorQuantizer
@@ -88,11 +89,13 @@ class CallSites(nn.Module):
 
     Args:
         seen: how many calls of each kind the example forward made.
+        counts_calls: whether a PerCall inside the module counts from the beginning of its forward.
     """
 
-    def __init__(self, seen: dict[str, int]) -> None:
+    def __init__(self, seen: dict[str, int], counts_calls: bool = False) -> None:
         super().__init__()
         self.seen = seen
+        self.counts_calls = counts_calls
         self.kinds: frozenset[str] = frozenset()
         self.reported: set[str] = set()
 
@@ -108,6 +111,14 @@ class CallSites(nn.Module):
         if found is None and occurrence >= self.seen[kind] and not torch.compiler.is_compiling():
             self._report(name, owner)
         return found  # type: ignore[return-value]
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a forward would be the same without it: no quantizer is active, nothing is counted."""
+        if self.counts_calls:
+            return False
+        quantizers = [quantizer for site in self._modules.values() for quantizer in site._modules.values()]  # type: ignore[union-attr]
+        return not any(quantizer.is_active for quantizer in quantizers)  # type: ignore[union-attr]
 
     def _report(self, name: str, owner: nn.Module) -> None:
         if name in self.reported:
@@ -138,6 +149,11 @@ class PerCall(nn.Module):
         """Quantize with the quantizer of this call."""
         quantized: Tensor = self.of_call(_running())(inputs)
         return quantized
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a call may quantize or collect."""
+        return any(quantizer.is_active for quantizer in self._modules.values())  # type: ignore[union-attr]
 
     def of_call(self, running: "Interception | None") -> TensorQuantizer:
         """Return the quantizer of this call, and count the call."""
@@ -201,10 +217,19 @@ class Intercepted(nn.Module):
         """Run the module's own forward with its call sites quantized."""
         running = _running()
         if running is None:
+            if self._modules[CALL_SITES].is_idle:  # type: ignore[union-attr]
+                # Under a mode, torch would not take its fused kernels.
+                return super().forward(*args, **kwargs)
             running = Interception()
             running.frames.append(_Frame(self))
-            with running:
+            before = torch._C._len_torch_function_stack()
+            _push_mode(running)
+            try:
                 return super().forward(*args, **kwargs)
+            finally:
+                # Not there if a KeyboardInterrupt skipped the hook that puts it back.
+                if torch._C._len_torch_function_stack() > before:
+                    _pop_mode()
         running.frames.append(_Frame(self))
         try:
             return super().forward(*args, **kwargs)
@@ -254,6 +279,41 @@ def _leave(module: nn.Module, args: Any, output: Any) -> None:
         running.frames.pop()
 
 
+class _Suspended(threading.local):
+    """The interceptions that this thread has taken off torch's stack; None for one that could not be."""
+
+    def __init__(self) -> None:
+        self.stack: list[Interception | None] = []
+
+
+_suspended = _Suspended()
+
+
+def _suspend(module: nn.Module, args: Any) -> None:
+    """Take the interception off torch's stack: without it, the ops inside run at full speed."""
+    if torch.compiler.is_compiling():
+        _enter(module, args)
+        return
+    depth = torch._C._len_torch_function_stack()
+    top = torch._C._get_function_stack_at(depth - 1) if depth else None
+    if isinstance(top, Interception):
+        _suspended.stack.append(_pop_mode())
+    else:
+        _suspended.stack.append(None)
+        _enter(module, args)
+
+
+def _resume(module: nn.Module, args: Any, output: Any) -> None:
+    if torch.compiler.is_compiling():
+        _leave(module, args, output)
+        return
+    mode = _suspended.stack.pop()
+    if mode is None:
+        _leave(module, args, output)
+    else:
+        _push_mode(mode)
+
+
 def is_owner(module: nn.Module) -> bool:
     """Whether a module has call sites."""
     return isinstance(module, Intercepted)
@@ -267,9 +327,15 @@ def intercept(module: nn.Module, sites: CallSites) -> None:
 
 def hide(module: nn.Module) -> None:
     """Hide the calls inside a module from the owner that calls it."""
-    if _enter not in module._forward_pre_hooks.values():
-        module.register_forward_pre_hook(_enter, prepend=True)
-        module.register_forward_hook(_leave, always_call=True)
+    if any(hook in _HIDING for hook in module._forward_pre_hooks.values()):
+        return
+    counts_calls = any(isinstance(inside, PerCall) for inside in module.modules())
+    before, after = (_enter, _leave) if counts_calls else (_suspend, _resume)
+    module.register_forward_pre_hook(before, prepend=True)
+    module.register_forward_hook(after, always_call=True)
+
+
+_HIDING = frozenset({_enter, _leave, _suspend, _resume})
 
 
 def release(module: nn.Module) -> None:
@@ -277,8 +343,8 @@ def release(module: nn.Module) -> None:
     if isinstance(module, Intercepted):
         module._modules.pop(CALL_SITES, None)
         module.__class__ = module.intercepted_class  # type: ignore[assignment]
-    for hooks, ours in ((module._forward_pre_hooks, _enter), (module._forward_hooks, _leave)):
-        for key in [key for key, hook in hooks.items() if hook is ours]:
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key in [key for key, hook in hooks.items() if hook in _HIDING]:
             del hooks[key]
             module._forward_hooks_always_called.pop(key, None)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils import _pytree as pytree
 
-from fakequant.call_sites.ops import KIND_OF, Op, Role, op_named, op_of, operands
+from fakequant.call_sites.ops import Op, Role, op_named, op_of, operands
 from fakequant.call_sites.tensor_graph import Call, TensorGraph, Value
 from fakequant.nn import QuantInputMixin, QuantMixin, TensorQuantizer, quantized_class_of, registered
 from fakequant.nn.modes import evaluating
@@ -123,8 +123,7 @@ class _Recorder(TorchFunctionMode):
     ) -> Call:
         kind = op.kind if op is not None else _name(func)
         occurrence = frame.counts[kind]
-        if op is None or func in KIND_OF:
-            frame.counts[kind] += 1
+        frame.counts[kind] += 1
         found: list[Value | None] = []
         arguments: dict[str, object] = {}
         if op is not None:

@@ -5,7 +5,7 @@ from fakequant.nn.modules.clip import Clip
 from fakequant.nn.modules.conv import QuantConv1d, QuantConv2d, QuantConv3d
 from fakequant.nn.modules.conv_transpose import QuantConvTranspose1d, QuantConvTranspose2d, QuantConvTranspose3d
 from fakequant.nn.modules.instance_norm import QuantInstanceNorm1d, QuantInstanceNorm2d, QuantInstanceNorm3d
-from fakequant.nn.modules.linear import QuantLinear
+from fakequant.nn.modules.linear import QuantLinear, QuantNonDynamicallyQuantizableLinear
 from fakequant.nn.modules.pooling import (
     QuantAdaptiveAvgPool1d,
     QuantAdaptiveAvgPool2d,
@@ -77,6 +77,7 @@ __all__ = [
     "QuantMaxPool2d",
     "QuantMaxPool3d",
     "QuantMixin",
+    "QuantNonDynamicallyQuantizableLinear",
     "TensorQuantizer",
     "functional",
     "quantized_class_of",

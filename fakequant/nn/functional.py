@@ -63,7 +63,7 @@ def attention(  # noqa: PLR0913 - the arguments of F.scaled_dot_product_attentio
         key: [N, ..., heads, S, E].
         value: [N, ..., heads, S, Ev].
         attn_mask: broadcasts to [N, ..., heads, L, S]. Bool: True takes part; float: is added.
-        dropout_p: of the probabilities, before they are quantized.
+        dropout_p: of the quantized probabilities.
         is_causal: query i sees the keys 0..i.
         scale: None for ``1 / sqrt(E)``.
         enable_gqa: key and value have fewer heads, each for a group of queries. They are quantized repeated.
@@ -95,7 +95,8 @@ def attention(  # noqa: PLR0913 - the arguments of F.scaled_dot_product_attentio
     if attn_mask is not None:
         excluded = attn_mask.logical_not() if attn_mask.dtype == torch.bool else attn_mask
         scores = scores + added_mask(excluded, query.dtype)
-    probabilities = torch.softmax(scores, dim=-1)
+    # Dropout comes behind the quantizer: it scales what it keeps beyond the range of probabilities.
+    probabilities = softmax_quantizer(torch.softmax(scores, dim=-1))
     if dropout_p > 0.0:
         probabilities = F.dropout(probabilities, dropout_p)
-    return torch.matmul(softmax_quantizer(probabilities), value_quantizer(value))
+    return torch.matmul(probabilities, value_quantizer(value))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import fakequant
-from fakequant.errors import InvalidValueError
+from fakequant.errors import InvalidTypeError, InvalidValueError
 from fakequant.nn.functional import attention
 from fakequant.nn.modules.attention import UnfusedMultiheadAttention
 from fakequant.nn.modules.linear import QuantNonDynamicallyQuantizableLinear
@@ -212,6 +212,13 @@ def test_what_torch_refuses_is_refused(wrong):
         module(query, key, value, **arguments)
     with pytest.raises(InvalidValueError, match=message):
         unfused(query, key, value, **arguments)
+
+
+def test_mask_of_integers_is_refused():
+    module, unfused = pair(batch_first=True)
+    query, key, value = inputs(module)
+    with pytest.raises(InvalidTypeError, match="mask: expected bool or floating point, got torch.int64"):
+        unfused(query, key, value, attn_mask=torch.ones(L, S, dtype=torch.int64))
 
 
 def test_four_dimensions_are_refused():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.utils.checkpoint import checkpoint
 
 import fakequant
@@ -136,6 +137,8 @@ _LINEAR_CASES = [
     Case(nn.Linear, "positional", (5, 3, False), (4, 5)),
     Case(nn.Linear, "tokens", (5, 3), (2, 4, 5), {"bias": True, "dtype": torch.float32}),
     Case(nn.Linear, "unbatched", (5, 3), (5,)),
+    Case(NonDynamicallyQuantizableLinear, "plain", (5, 3), (2, 4, 5)),
+    Case(NonDynamicallyQuantizableLinear, "no bias", (5, 3), (4, 5), {"bias": False}),
 ]
 CASES = [
     *_LINEAR_CASES,
