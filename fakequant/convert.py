@@ -48,6 +48,7 @@ def quantize(
         RecipeError: unknown preset, or a rule that matches nothing.
         InvalidValueError: a grid that no module can use. The model is unchanged after every error.
 
+    >>> from fakequant import preset
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 2))
     >>> print(quantize(model, preset("int8") + Rule("2", input=None, weight=None, reason="sensitive")))
     1 of 1 Conv2d quantized
