@@ -84,7 +84,7 @@ class ConversionReport:
         return "\n".join(lines) or "no convolution or linear layer in the model"
 
     def _other_ops(self) -> list[str]:
-        """Return one line an op without weight: how many of its calls have a quantized operand."""
+        """Return one line for each op that is quantized somewhere: how many of its calls are."""
         calls: dict[str, dict[str, bool]] = {}
         named = {layer.name for layer in self.layers}
         for edge in self.edges:
@@ -92,7 +92,7 @@ class ConversionReport:
             if call not in named:
                 of_type = calls.setdefault(edge.type, {})
                 of_type[call] = of_type.get(call, False) or edge.descriptor is not None
-        return [f"{sum(of.values())} of {len(of)} {name} quantized" for name, of in calls.items()]
+        return [f"{sum(of.values())} of {len(of)} {name} quantized" for name, of in calls.items() if any(of.values())]
 
     def edge_table(self) -> str:
         """Return one line an edge: its name, its grid or "float", and the reason."""

@@ -17,7 +17,7 @@ from fakequant.conversion_report import ConversionReport, LayerReport
 from fakequant.descriptor import QuantDescriptor
 from fakequant.errors import InvalidTypeError, InvalidValueError
 from fakequant.install import install
-from fakequant.nn import QuantInputMixin, QuantMixin, TensorQuantizer, quantized_class_of, registered
+from fakequant.nn import QuantInputMixin, QuantMixin, TensorQuantizer, quantized_class_of, registered, why_unreachable
 from fakequant.nn.modules.quant_module import INPUT_QUANTIZER, WEIGHT_QUANTIZER
 from fakequant.nn.modules.transformer import undo_unfuse, unfuse
 from fakequant.nn.walk import named_quantizers
@@ -155,8 +155,9 @@ def _convert(name: str, module: nn.Module, recipe: Recipe, inside_attention: boo
     if inside_attention:
         return LayerReport(name, type_name, reason="nn.MultiheadAttention reads its weight; its forward never runs")
     quantized_class = quantized_class_of(type(module))
-    if quantized_class is None:
-        return LayerReport(name, type_name, reason=_why_unknown(module))
+    reason = _why_unknown(module) if quantized_class is None else why_unreachable(module)
+    if quantized_class is None or reason:
+        return LayerReport(name, type_name, reason=reason)
     rule = recipe.decide(name, type_name)
     if rule.is_float:
         return LayerReport(name, type_name, reason=rule.why_float())

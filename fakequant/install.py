@@ -22,7 +22,7 @@ class _Installation:
         self._modules = dict(model.named_modules())
         self._plan = plan
         self._quantizers: dict[tuple[Hashable, QuantDescriptor], TensorQuantizer] = {}
-        self._per_call = 0
+        self._has_per_call = False
 
     def run(self) -> None:
         modules: defaultdict[str, list[Slot]] = defaultdict(list)
@@ -51,8 +51,8 @@ class _Installation:
             found.append(self._quantizers[key, slot.descriptor])
         if len(set(found)) == 1:
             return found[0]
-        self._per_call += 1
-        return PerCall(self._per_call - 1, found)
+        self._has_per_call = True
+        return PerCall(slot.name, found)
 
     def _convert(self, module: nn.Module, slots: list[Slot]) -> None:
         if isinstance(module, QuantInputMixin) or all(slot.descriptor is None for slot in slots):
@@ -85,7 +85,7 @@ class _Installation:
                 site.add_module(slot.operand_name, self._quantizer(slot))
             installed.append((site_name, site))
         # Calls are counted from the beginning of the model's forward; the model itself comes last.
-        counts_calls = self._per_call > 0 and not name
+        counts_calls = self._has_per_call and not name
         if installed or counts_calls:
             sites = CallSites(_seen(self._plan.graph, name), counts_calls)
             for site_name, site in installed:
@@ -98,13 +98,12 @@ class _Installation:
         pending = list(owner.children())
         while pending:
             child = pending.pop()
-            if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            if isinstance(child, nn.ModuleList | nn.ModuleDict | nn.Sequential):
                 pending.extend(child.children())
-            elif not isinstance(child, CallSites | TensorQuantizer | PerCall):
+            if not isinstance(child, nn.ModuleList | nn.ModuleDict | CallSites | TensorQuantizer | PerCall):
                 called.append(child)
         for module in called:
-            if not is_owner(module):
-                hide(module)
+            hide(module)
 
 
 def _seen(graph: TensorGraph, name: str) -> dict[str, int]:

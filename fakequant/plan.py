@@ -11,7 +11,7 @@ from fakequant.batches import model_arguments
 from fakequant.call_sites import Call, Role, TensorGraph, record
 from fakequant.conversion_report import ConversionReport, EdgeReport, LayerReport
 from fakequant.descriptor import QUANT_DESC_8BIT_PER_TENSOR, QuantDescriptor
-from fakequant.nn import QuantInputMixin, QuantMixin, registered
+from fakequant.nn import QuantInputMixin, QuantMixin, registered, why_unreachable
 from fakequant.placement import SOFTMAX, Decision, Groups, is_layer, layer_positions, place
 from fakequant.recipe import Recipe, Rule, as_recipe
 
@@ -90,7 +90,9 @@ def plan(model: nn.Module, example_inputs: Any, target: str = "tensorrt", recipe
     chosen = as_recipe(recipe).for_target(target)
     graph = record(model, *_arguments(example_inputs))
     decisions = place(graph, target)
-    types = _TypeNames(model)
+    modules = dict(model.named_modules())
+    unreachable = {name: reason for name, module in modules.items() if (reason := why_unreachable(module))}
+    types = _TypeNames(modules)
     positions = layer_positions(graph)
     chosen.check_matches({d.call.name: types.of(d.call) for d in decisions}, positions)
     groups = Groups(graph)
@@ -103,7 +105,10 @@ def plan(model: nn.Module, example_inputs: Any, target: str = "tensorrt", recipe
         else chosen.decide_op(d.call.name, types.of(d.call))
         for d in decisions
     }
-    slots = tuple(_slot(found, rules[found[0].call.name], types, groups) for found in by_slot.values())
+    slots = tuple(
+        _slot(found, rules[found[0].call.name], types, groups, unreachable.get(found[0].call.module, ""))
+        for found in by_slot.values()
+    )
     return Plan(target, slots, graph, _report(model, slots, types))
 
 
@@ -116,8 +121,8 @@ def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]
 class _TypeNames:
     """Class names of layers, as rules and reports call them."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._modules = dict(model.named_modules())
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._modules = modules
 
     def of(self, call: Call) -> str:
         """Return the float class of a module call; "Linear" for F.linear; the kind of any other op."""
@@ -131,11 +136,13 @@ def _is_function_of(cls: type[nn.Module], call: Call) -> bool:
     return call.role is Role.WEIGHTED and cls.__name__.lower() == call.kind.replace("_", "")
 
 
-def _slot(calls: list[Decision], rule: Rule, types: _TypeNames, groups: Groups) -> Slot:
+def _slot(calls: list[Decision], rule: Rule, types: _TypeNames, groups: Groups, unreachable: str) -> Slot:
     first = calls[0]
     grid = rule.weight if first.is_weight else rule.input
     refused = next((decision for decision in calls if not decision.quantized), None)
-    if grid is None:
+    if unreachable:
+        descriptor, reason = None, unreachable
+    elif grid is None:
         descriptor, reason = None, rule.why_float()
     elif refused is not None and not rule.force:
         descriptor, reason = None, refused.reason

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from fakequant.call_sites.ops import IN_PLACE, KIND_OF, op_named, operands, with_operand
+from fakequant.errors import InvalidValueError
 from fakequant.nn import TensorQuantizer
 from fakequant.nn.functional import attention
 
@@ -58,14 +59,15 @@ class CallSite(nn.Module):
             return self._attention(running, function, *args, **kwargs)
         op = op_named(self.kind)
         assert op is not None
-        first = args[0] if args else None
+        written = args[0] if function in IN_PLACE else None
         for index, operand in enumerate(operands(op, args, kwargs)):
             quantizer = self._quantizer(op.operand_name(index), running)
             if quantizer is not None and isinstance(operand, Tensor):
-                args, kwargs = with_operand(op, args, kwargs, index, quantizer(operand))
-        if function in IN_PLACE and args[0] is not first:
-            assert isinstance(first, Tensor)
-            return first.copy_(function(*args, **kwargs))
+                # What the quantizer keeps for its backward must not be written to.
+                quantized = quantizer(operand.clone() if operand is written else operand)
+                args, kwargs = with_operand(op, args, kwargs, index, quantized)
+        if isinstance(written, Tensor) and args[0] is not written:
+            return written.copy_(function(*args, **kwargs))
         return function(*args, **kwargs)
 
     def _attention(self, running: "Interception", function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -135,11 +137,11 @@ class PerCall(nn.Module):
     """A quantizer for each call of one slot within one forward of the model, children ``0``, ``1``, ...
 
     Args:
-        slot: a number that no other PerCall of the model has.
+        slot: full name of the operand, which no other PerCall of the model has.
         quantizers: one a call; the last also serves calls beyond.
     """
 
-    def __init__(self, slot: int, quantizers: list[TensorQuantizer]) -> None:
+    def __init__(self, slot: str, quantizers: list[TensorQuantizer]) -> None:
         super().__init__()
         self.slot = slot
         for index, quantizer in enumerate(quantizers):
@@ -156,9 +158,22 @@ class PerCall(nn.Module):
         return any(quantizer.is_active for quantizer in self._modules.values())  # type: ignore[union-attr]
 
     def of_call(self, running: "Interception | None") -> TensorQuantizer:
-        """Return the quantizer of this call, and count the call."""
+        """Return the quantizer of this call, and count the call.
+
+        Raises:
+            InvalidValueError: a second forward in the backward pass, which does not tell which call it repeats.
+        """
+        if (running is None or not running.counts_calls) and _in_backward():
+            raise InvalidValueError(
+                f"{self.slot}: expected gradient checkpointing of the whole model or of modules that it calls once, "
+                f"got a checkpoint of a module with a quantizer for each of its {len(self._modules)} calls"
+            )
         number = 0 if running is None else running.next_call(self.slot)
         return self._modules[str(min(number, len(self._modules) - 1))]  # type: ignore[return-value]
+
+
+def _in_backward() -> bool:
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 class _Frame:
@@ -173,12 +188,14 @@ class _Frame:
 class Interception(TorchFunctionMode):
     """The state of one running forward of an outermost owner."""
 
-    def __init__(self) -> None:
+    def __init__(self, owner: nn.Module) -> None:
         super().__init__()
-        self.frames: list[_Frame | None] = []
-        self._slots: dict[int, int] = {}
+        outermost = _Frame(owner)
+        self.counts_calls = outermost.sites.counts_calls
+        self.frames: list[_Frame | None] = [outermost]
+        self._slots: dict[str, int] = {}
 
-    def next_call(self, slot: int) -> int:
+    def next_call(self, slot: str) -> int:
         """Return how often a slot was called before, and count this call."""
         number = self._slots.get(slot, 0)
         self._slots[slot] = number + 1
@@ -220,8 +237,7 @@ class Intercepted(nn.Module):
             if self._modules[CALL_SITES].is_idle:  # type: ignore[union-attr]
                 # Under a mode, torch would not take its fused kernels.
                 return super().forward(*args, **kwargs)
-            running = Interception()
-            running.frames.append(_Frame(self))
+            running = Interception(self)
             before = torch._C._len_torch_function_stack()
             _push_mode(running)
             try:
@@ -268,15 +284,21 @@ def _intercepted(cls: type[nn.Module]) -> type[Intercepted]:
 
 
 def _enter(module: nn.Module, args: Any) -> None:
-    running = _running()
-    if running is not None:
-        running.frames.append(None)
+    """Let the ops that follow be nobody's."""
+    _stay_last(module, _leave)
+    _push_no_frame()
 
 
 def _leave(module: nn.Module, args: Any, output: Any) -> None:
     running = _running()
     if running is not None:
         running.frames.pop()
+
+
+def _push_no_frame() -> None:
+    running = _running()
+    if running is not None:
+        running.frames.append(None)
 
 
 class _Suspended(threading.local):
@@ -289,10 +311,18 @@ class _Suspended(threading.local):
 _suspended = _Suspended()
 
 
+def _stay_last(module: nn.Module, after: Callable[..., None]) -> None:
+    """Let hooks that were added after ours run before it, still hidden."""
+    hooks = module._forward_hooks
+    if not torch.compiler.is_compiling() and hooks[next(reversed(hooks))] is not after:
+        hooks.move_to_end(next(key for key, hook in hooks.items() if hook is after))  # type: ignore[attr-defined]
+
+
 def _suspend(module: nn.Module, args: Any) -> None:
     """Take the interception off torch's stack: without it, the ops inside run at full speed."""
+    _stay_last(module, _resume)
     if torch.compiler.is_compiling():
-        _enter(module, args)
+        _push_no_frame()
         return
     depth = torch._C._len_torch_function_stack()
     top = torch._C._get_function_stack_at(depth - 1) if depth else None
@@ -300,7 +330,7 @@ def _suspend(module: nn.Module, args: Any) -> None:
         _suspended.stack.append(_pop_mode())
     else:
         _suspended.stack.append(None)
-        _enter(module, args)
+        _push_no_frame()
 
 
 def _resume(module: nn.Module, args: Any, output: Any) -> None:

@@ -86,10 +86,9 @@ _KINDS: dict[str, tuple[str, ...]] = {
     "div": ("div", "divide", "true_divide", "truediv"),
     "cat": ("cat", "concat", "concatenate"),
     "pad": ("pad", "constant_pad_nd"),
-    "mean": ("mean",),
-    "softmax": ("softmax",),
     "interpolate": ("interpolate", "upsample", "upsample_nearest"),
-    "relu6": ("relu6",),
+    "rsub": ("rsub",),
+    "rdiv": ("rdiv", "rtruediv"),
 }
 """Kinds that go by several names; every other kind is written one way."""
 
@@ -115,7 +114,7 @@ _POINTWISE = (
         "hardsigmoid",
     ),
     *("leaky_relu", "elu", "selu", "celu", "mish", "softplus", "tanh", "prelu", "rrelu", "logsigmoid", "hardshrink"),
-    *("softsign", "hardsigmoid"),
+    "softsign",
 )
 
 
@@ -136,6 +135,8 @@ def _table() -> Iterator[Op]:
         yield Op(kind, Role.ADD, ("input", "other"))
     for kind in ("mul", "div"):
         yield Op(kind, Role.MULTIPLY, ("input", "other"))
+    for kind in ("rsub", "rdiv"):
+        yield Op(kind, Role.OTHER, ("input", "other"))
     for kind in ("cat", "stack"):
         yield Op(kind, Role.MOVE, ("tensors",))
     for kind in (*_MAX_POOL, "pad", "interpolate", *_MOVES):
@@ -158,7 +159,10 @@ _PYTHON_OPERATORS = frozenset({"add", "sub", "mul", "truediv", "matmul", "getite
 def _functions(kind: str) -> Iterator[Any]:
     """Yield every function of torch and of Python that is this op."""
     for name in _KINDS.get(kind, (kind,)):
-        for spelling in (name, f"{name}_", f"__{name}__", f"__i{name}__", f"__r{name}__"):
+        spellings = [name, f"{name}_", f"__{name}__", f"__i{name}__"]
+        if kind not in ("sub", "div"):  # 1 - x is another op than x - 1
+            spellings.append(f"__r{name}__")
+        for spelling in spellings:
             for place in _WHERE:
                 function = getattr(place, spelling, None)
                 if callable(function):
@@ -174,8 +178,11 @@ _OP_OF: dict[Any, Op] = {function: op for op in _OPS.values() for function in _f
 for _attribute in ("T", "mT"):
     _OP_OF[getattr(Tensor, _attribute).__get__] = _OPS[_attribute]
 
+_NO_SITES = frozenset({*_MOVES, "pad", "rsub", "rdiv"})
+"""Ops that torch.compile does not show to a mode, or shows under another function than it calls."""
+
 KIND_OF: dict[Any, str] = {
-    function: op.kind for function, op in _OP_OF.items() if op.kind not in _MOVES and op.role is not Role.IDENTITY
+    function: op.kind for function, op in _OP_OF.items() if op.kind not in _NO_SITES and op.role is not Role.IDENTITY
 }
 """The ops that can be call sites: function -> kind. Plain strings, because torch.compile traces look-ups in it."""
 

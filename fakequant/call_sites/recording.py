@@ -40,10 +40,10 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | 
     pytree.tree_map_only(Tensor, recorder.know_input, (args, dict(kwargs or {})))
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluating(model))
+        stack.enter_context(_state_kept(model))
         stack.enter_context(_quantizers_off(model))
         stack.enter_context(_unfused(model))
         stack.enter_context(recorder.following(model))
-        stack.enter_context(torch.no_grad())
         stack.enter_context(recorder)
         outputs = model(*args, **dict(kwargs or {}))
     for tensor in _tensors(outputs):
@@ -52,12 +52,13 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | 
 
 
 class _Frame:
-    """One forward of one module."""
+    """One call of one module, from its first hook to its last."""
 
-    def __init__(self, module: str, visit: int, is_opaque: bool) -> None:
+    def __init__(self, module: str, visit: int) -> None:
         self.module = module
         self.visit = visit
-        self.is_opaque = is_opaque
+        self.is_opaque = True
+        self.is_composite = False
         self.counts: Counter[str] = Counter()
         self.arguments: tuple[Value, ...] = ()
 
@@ -85,17 +86,15 @@ class _Recorder(TorchFunctionMode):
     def _make(self, tensor: Tensor, producer: Call | None, parameter: str = "", is_constant: bool = False) -> Value:
         value = Value(self._values, tuple(tensor.shape), tensor.dtype, producer, parameter, is_constant)
         self._values += 1
-        self._current[id(tensor)] = (weakref.ref(tensor), value, tensor._version)
+        self._current[id(tensor)] = (weakref.ref(tensor), value, _version(tensor))
         return value
 
     def value_of(self, tensor: Tensor) -> Value:
         """Return the value that a tensor holds now."""
         known = self._current.get(id(tensor))
-        if known is not None and known[0]() is tensor:
-            if known[2] == tensor._version:
-                return known[1]
-            # Written to through a view or an alias: nobody knows any more what it holds.
-            return self._make(tensor, None, is_constant=known[1].is_constant)
+        if known is not None and known[0]() is tensor and known[2] == _version(tensor):
+            return known[1]
+        # New, or written to through a view or an alias: nobody knows any more what it holds.
         return self._make(tensor, None)
 
     # Calls.
@@ -148,44 +147,46 @@ class _Recorder(TorchFunctionMode):
 
     @contextlib.contextmanager
     def following(self, model: nn.Module) -> Iterator[None]:
-        """Know at every moment whose forward runs."""
+        """Know at every moment whose forward runs; what hooks do is no part of it."""
         handles = []
         for name, module in model.named_modules():
             if isinstance(module, TensorQuantizer):
                 continue
-            opaque = _composite(module)
-
-            def enter(
-                _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name, op: Op | None = opaque
-            ) -> None:
-                self._enter(name, op is not None, (*args, *kwargs.values()))
-
-            def leave(module: nn.Module, _: Any, output: Any, op: Op | None = opaque) -> None:
-                self._leave(module, op, output)
-
-            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-            handles.append(module.register_forward_hook(leave, prepend=True, always_call=True))
+            follow = _Following(self, name, _composite(module))
+            # Outside and inside of all hooks that the module has.
+            handles += [
+                module.register_forward_pre_hook(follow.called, prepend=True),
+                module.register_forward_pre_hook(follow.begin, with_kwargs=True),
+                module.register_forward_hook(follow.end, prepend=True),
+                module.register_forward_hook(follow.returned, always_call=True),
+            ]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _enter(self, name: str, is_opaque: bool, args: tuple[Any, ...]) -> None:
+    def called(self, name: str) -> None:
+        """Take note of the call of a module."""
         if self._frames:
             self.callees[self._frames[-1].module].add(name)
-        frame = _Frame(name, self._visits[name], is_opaque or bool(self._frames and self._frames[-1].is_opaque))
-        if is_opaque:
-            frame.arguments = tuple(self.value_of(tensor) for tensor in _tensors(args))
+        self._frames.append(_Frame(name, self._visits[name]))
         self._visits[name] += 1
-        self._frames.append(frame)
 
-    def _leave(self, module: nn.Module, op: Op | None, output: Any) -> None:
-        frame = self._frames.pop()
-        if op is None or (self._frames and self._frames[-1].is_opaque):
-            return
+    def begin(self, op: Op | None, args: tuple[Any, ...]) -> None:
+        """Record what its forward does, or as one call if it stands for an op."""
+        frame = self._frames[-1]
+        frame.is_opaque = op is not None or any(outer.is_composite for outer in self._frames)
+        frame.is_composite = op is not None
+        if op is not None:
+            frame.arguments = tuple(self.value_of(tensor) for tensor in _tensors(args))
+
+    def end(self, module: nn.Module, op: Op | None, output: Any) -> None:
+        """Stop recording; record the call of a module that stands for an op."""
+        frame = self._frames[-1]
+        frame.is_opaque = True
         made = list(_tensors(output))
-        if not made:
+        if op is None or not made or any(outer.is_composite for outer in self._frames[:-1]):
             return
         read = list(frame.arguments)
         found: list[Value | None] = [read[0] if read else None]
@@ -195,6 +196,31 @@ class _Recorder(TorchFunctionMode):
             read.append(weight)
             found.append(weight)
         self._add(Call(frame.module, op.kind, 0, frame.visit, op, True, tuple(found)), read, made)
+
+    def returned(self) -> None:
+        """Go back to the caller."""
+        self._frames.pop()
+
+
+class _Following:
+    """The hooks of one module."""
+
+    def __init__(self, recorder: _Recorder, name: str, op: Op | None) -> None:
+        self._recorder = recorder
+        self._name = name
+        self._op = op
+
+    def called(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._recorder.called(self._name)
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._recorder.begin(self._op, (*args, *kwargs.values()))
+
+    def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._recorder.end(module, self._op, output)
+
+    def returned(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._recorder.returned()
 
 
 def _composite(module: nn.Module) -> Op | None:
@@ -246,6 +272,28 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
         yield from _tensors(list(tree.values()))
     elif hasattr(tree, "__dataclass_fields__"):
         yield from _tensors(list(vars(tree).values()))
+
+
+def _version(tensor: Tensor) -> int:
+    """Return how often a tensor was written to, 0 where torch does not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+@contextlib.contextmanager
+def _state_kept(model: nn.Module) -> Iterator[None]:
+    """Put buffers and random number generators back to what they were."""
+    buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
+    contents = {buffer: buffer.clone() for _, found in buffers for buffer in found.values() if buffer is not None}
+    devices = {buffer.device for buffer in (*contents, *model.parameters()) if buffer.is_cuda}
+    try:
+        with torch.random.fork_rng(devices=list(devices)):
+            yield
+    finally:
+        for module, found in buffers:
+            module._buffers.update(found)
+        for buffer, content in contents.items():
+            if not torch.equal(buffer, content):
+                buffer.copy_(content)
 
 
 @contextlib.contextmanager

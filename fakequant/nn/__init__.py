@@ -19,7 +19,7 @@ from fakequant.nn.modules.pooling import (
 )
 from fakequant.nn.modules.quant_module import QuantInputMixin, QuantMixin
 from fakequant.nn.modules.tensor_quantizer import TensorQuantizer
-from fakequant.nn.registry import quantized_class_of, register, registered
+from fakequant.nn.registry import quantized_class_of, register, registered, why_unreachable
 
 Conv1d = QuantConv1d
 Conv2d = QuantConv2d
@@ -83,4 +83,5 @@ __all__ = [
     "quantized_class_of",
     "register",
     "registered",
+    "why_unreachable",
 ]

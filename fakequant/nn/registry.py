@@ -46,3 +46,8 @@ def quantized_class_of(float_class: type[nn.Module]) -> type[QuantInputMixin] | 
 def registered() -> Iterator[tuple[type[nn.Module], type[QuantInputMixin]]]:
     """Yield every (float class, quantized class), in order of registration."""
     yield from _QUANTIZED.items()
+
+
+def why_unreachable(module: nn.Module) -> str:
+    """Return why a module's class does not decide what its forward does, "" if it does."""
+    return "its forward was replaced on the instance" if "forward" in vars(module) else ""

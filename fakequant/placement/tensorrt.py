@@ -5,7 +5,7 @@ activation; of a residual add, only on the branch that is not fused into a convo
 everything else in float unless it is quantized on both sides.
 """
 
-from fakequant.call_sites.ops import Role
+from fakequant.call_sites.ops import KIND_OF, Role
 from fakequant.call_sites.tensor_graph import Call, TensorGraph, Value
 from fakequant.placement.attention import find_attentions, why_too_long
 from fakequant.placement.decision import SOFTMAX, Decision
@@ -180,16 +180,18 @@ class _Placement:
         self._decide(gate.product, gate.feature, False, reason)
 
     def _rest(self) -> None:
+        sites = set(KIND_OF.values())
         for call in self._graph.calls:
-            reason = _WHY_FLOAT.get(call.role)
-            if reason is not None:
+            if call.is_module or call.kind in sites:
                 for operand, _ in self._graph.activations(call):
-                    self._decide(call, operand, False, reason)
+                    self._decide(call, operand, False, _WHY_FLOAT.get(call.role, "no integer kernel"))
 
 
 _WHY_FLOAT = {
     Role.ADD: "no residual add of two activations",
     Role.MULTIPLY: "pointwise, fused in float (R40)",
+    Role.POINTWISE: "fused into what is before it, or float (R31, R40)",
     Role.PRODUCT: "a product outside of a fused attention (R42)",
     Role.SOFTMAX: "stays float inside (R41)",
+    Role.MOVE: "only moves elements: what is before and behind it shares one range",
 }

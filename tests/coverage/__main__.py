@@ -1,0 +1,64 @@
+"""``python tests/coverage [name ...]``: many architectures through the whole pipeline; writes docs/coverage.md."""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from outcome import Outcome
+from pipeline import Pipeline
+from registry import ARCHITECTURES
+from subprocesses import ONE, run_apart
+from table import table
+
+_OUTPUT = Path(__file__).parents[2] / "docs" / "coverage.md"
+_THREADS = 2
+
+
+def main() -> int:
+    """Run what is named, or everything; return 1 if anything has a fault."""
+    options = _options()
+    if options.one:
+        name, record = options.one
+        torch.set_num_threads(_THREADS)
+        with tempfile.TemporaryDirectory(dir=Path(record).parent) as folder:
+            Pipeline(ARCHITECTURES[name], Path(folder), Path(record)).run()
+        return 0
+    results = []
+    for name in options.names or ARCHITECTURES:
+        outcome, seconds = run_apart(name, options.limit)
+        results.append((ARCHITECTURES[name], outcome, seconds))
+        print(f"{name:<36} {seconds:4.0f} s  {outcome.error or _summary(outcome)}", flush=True)
+    text = table(results)
+    if options.names:
+        print(f"\n{text}")
+    else:
+        options.output.write_text(text, encoding="utf-8")
+        print(f"\nwritten: {options.output}")
+    return int(any(outcome.error for _, outcome, _ in results))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python tests/coverage", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help="print the table of these only; write nothing")
+    parser.add_argument("--output", type=Path, default=_OUTPUT, help="the file to write (default: docs/coverage.md)")
+    parser.add_argument("--limit", type=float, default=300, help="seconds for one architecture (default: 300)")
+    parser.add_argument("--list", action="store_true", help="print the names and end")
+    parser.add_argument(ONE, nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.list:
+        print("\n".join(f"{entry.name:<36} {entry.family}" for entry in ARCHITECTURES.values()))
+        parser.exit()
+    if unknown := [name for name in options.names if name not in ARCHITECTURES]:
+        parser.error(f"expected names from --list, got {', '.join(unknown)}")
+    return options
+
+
+def _summary(outcome: Outcome) -> str:
+    steps = ", ".join(f"{target} {steps} steps" for target, steps in outcome.steps.items())
+    return f"{outcome.quantized} of {outcome.layers} layers, {steps}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
