@@ -174,7 +174,7 @@ def calibrate(
     if not quantizers:
         raise InvalidValueError("model: expected at least one enabled quantizer without a fixed amax, got none")
     owners = weights_of_quantizers(model)
-    in_sites = {site.weight_quantizer for _, site in call_sites(model)}
+    in_sites = {quantizer for _, site in call_sites(model) for quantizer in site.weight_quantizers}
     # A weight of a functional call is seen where it is used; None stands for "no module to read it from".
     weights = {name: owners.get(q) for name, q in quantizers.items() if q in owners or q in in_sites}
     activations = {name: q for name, q in quantizers.items() if q not in owners}
@@ -183,12 +183,12 @@ def calibrate(
     }
     for name in weights:
         _calibrator(quantizers[name], weight_method)  # an unknown method is refused before any data is read
-    called: set[str] = set()
-    with _collecting(model, activations, calibrators, called), evaluating(model):
-        done = _run(model, data, num_batches, forward or _feed, progress)
+    met = _Met()
+    with _collecting(model, activations, calibrators, met), evaluating(model):
+        done = _run(model, data, num_batches, forward or _feed, progress, met)
     if not done:
         raise CalibrationError(f"data: expected at least one batch, got none; no range for {', '.join(quantizers)}")
-    never = [name for name in activations if name not in called]
+    never = [name for name in activations if name not in met.called]
     if strict:
         _raise_if([f"{name}: was never called" for name in never])
     seen = {name: q for name, q in quantizers.items() if name not in never}
@@ -205,25 +205,30 @@ def _calibrator(quantizer: TensorQuantizer, method: str) -> Calibrator:
     return calibrator
 
 
-class _Seen:
-    """Which tensors one quantizer has met: shared by several layers, it meets the same tensor in each of them."""
+class _Met:
+    """Which tensors each quantizer meets in one forward: one that is shared meets the same tensor in each layer."""
 
     def __init__(self) -> None:
-        self._tensors: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self.called: set[str] = set()
+        self._tensors: dict[tuple[str, int], tuple[weakref.ref[Tensor], int]] = {}
 
-    def is_new(self, tensor: Tensor) -> bool:
-        """Whether a tensor was not met before, or was written to since; from now on it was."""
-        known = self._tensors.get(id(tensor))
-        if known is not None and known[0]() is tensor and known[1] == tensor._version:
+    def is_new(self, name: str, tensor: Tensor) -> bool:
+        """Whether a quantizer did not meet a tensor before, or it was written to since; from now on it did."""
+        version = 0 if tensor.is_inference() else tensor._version
+        known = self._tensors.get((name, id(tensor)))
+        if known is not None and known[0]() is tensor and known[1] == version:
             return False
-        self._tensors = {key: entry for key, entry in self._tensors.items() if entry[0]() is not None}
-        self._tensors[id(tensor)] = weakref.ref(tensor), tensor._version
+        self._tensors[name, id(tensor)] = weakref.ref(tensor), version
         return True
+
+    def forget(self) -> None:
+        """Begin another forward: whoever makes batches may fill a buffer again, unseen by torch."""
+        self._tensors.clear()
 
 
 @contextlib.contextmanager
 def _collecting(
-    model: nn.Module, activations: dict[str, TensorQuantizer], calibrators: dict[str, Calibrator], called: set[str]
+    model: nn.Module, activations: dict[str, TensorQuantizer], calibrators: dict[str, Calibrator], met: _Met
 ) -> Iterator[None]:
     """Make the model float and its activation quantizers collect; afterwards every switch is as it was."""
     every = [quantizer for _, quantizer in named_quantizers(model)]
@@ -237,7 +242,7 @@ def _collecting(
             quantizer.enable()
             quantizer.disable_quant()
             quantizer.enable_calib()
-            hooks.append(quantizer.register_forward_pre_hook(_noting(name, called)))
+            hooks.append(quantizer.register_forward_pre_hook(_noting(name, met)))
         yield
     finally:
         for hook in hooks:
@@ -247,19 +252,20 @@ def _collecting(
             quantizer._calibrator = calibrator
 
 
-def _noting(name: str, called: set[str]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+def _noting(name: str, met: _Met) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     """Return a hook that notes the call and lets the quantizer collect from tensors that it has not met."""
-    seen = _Seen()
 
     def note(quantizer: nn.Module, args: tuple[Any, ...]) -> None:
-        called.add(name)
+        met.called.add(name)
         assert isinstance(quantizer, TensorQuantizer)
-        quantizer._if_calib = not args or seen.is_new(args[0])
+        quantizer._if_calib = not args or met.is_new(name, args[0])
 
     return note
 
 
-def _run(model: nn.Module, data: Iterable[Any], num_batches: int | None, forward: Forward, progress: bool) -> int:
+def _run(
+    model: nn.Module, data: Iterable[Any], num_batches: int | None, forward: Forward, progress: bool, met: _Met
+) -> int:
     total = len(data) if isinstance(data, Sized) else None
     if num_batches is not None:
         total = num_batches if total is None else min(total, num_batches)
@@ -267,6 +273,7 @@ def _run(model: nn.Module, data: Iterable[Any], num_batches: int | None, forward
     with tqdm(total=total, desc="calibrate", unit="batch", disable=not progress) as bar:
         for batch in itertools.islice(data, num_batches):
             forward(model, batch)
+            met.forget()
             done += 1
             bar.update()
     return done

@@ -12,15 +12,16 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
-from fakequant.call_sites import is_owner, release
+from fakequant.call_sites import release
 from fakequant.conversion_report import ConversionReport, LayerReport
 from fakequant.descriptor import QuantDescriptor
-from fakequant.errors import InvalidTypeError, InvalidValueError
+from fakequant.errors import InvalidTypeError
 from fakequant.install import install
 from fakequant.nn import QuantInputMixin, QuantMixin, TensorQuantizer, quantized_class_of, registered, why_unreachable
 from fakequant.nn.modules.quant_module import INPUT_QUANTIZER, WEIGHT_QUANTIZER
 from fakequant.nn.modules.transformer import undo_unfuse, unfuse
 from fakequant.nn.walk import named_quantizers
+from fakequant.placement import check_target
 from fakequant.plan import plan
 from fakequant.recipe import Grid, Recipe, Rule, as_recipe
 
@@ -31,8 +32,8 @@ def quantize(
     """Quantize a model in place.
 
     With an example, quantizers go where the target fuses them, functional ops included (see
-    ``fakequant.plan``). Without, the inputs and weights of layers are quantized, and a layer
-    that is quantized already keeps its grids.
+    ``fakequant.plan``). Without, the inputs and weights of layers are quantized. A layer that is
+    quantized already, such as by ``initialize``, keeps its grids.
 
     Args:
         model: any module; also a single layer.
@@ -46,7 +47,8 @@ def quantize(
     Raises:
         InvalidTypeError: model is no nn.Module; recipe neither str nor Recipe.
         RecipeError: unknown preset, or a rule that matches nothing.
-        InvalidValueError: a grid that no module can use. The model is unchanged after every error.
+        InvalidValueError: unknown target; a grid that no module can use; with an example, a model that has
+            call sites or ranges already. The model is unchanged after every error.
 
     >>> from fakequant import preset
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 2))
@@ -57,6 +59,7 @@ def quantize(
     """
     if not isinstance(model, nn.Module):
         raise InvalidTypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    check_target(target)
     rules = as_recipe(recipe).for_target(target)
     if example_inputs is not None:
         return _quantize_placed(model, rules, example_inputs, target)
@@ -79,12 +82,11 @@ def quantize(
 
 
 def _quantize_placed(model: nn.Module, recipe: Recipe, example_inputs: Any, target: str) -> ConversionReport:
-    if any(is_owner(module) for module in model.modules()):
-        raise InvalidValueError("model: expected one without call sites, got one that was quantized with an example")
     planned = plan(model, example_inputs, target, recipe)
     with _undone_on_error(model):
         unfuse(model, everywhere=True)
         install(model, planned)
+        undo_unfuse(model, everywhere=False)
         _quantizers_to_device(model)
     return planned.report
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from fakequant.call_sites import KIND_OF, CallSite, CallSites, PerCall, TensorGraph, hide, intercept, is_owner
 from fakequant.descriptor import QuantDescriptor
-from fakequant.nn import QuantInputMixin, QuantMixin, TensorQuantizer, quantized_class_of
+from fakequant.nn import QuantInputMixin, TensorQuantizer, quantized_class_of
 from fakequant.nn.modules.quant_module import INPUT_QUANTIZER, WEIGHT_QUANTIZER
 from fakequant.plan import Plan, Slot
 
@@ -55,17 +55,14 @@ class _Installation:
         return PerCall(slot.name, found)
 
     def _convert(self, module: nn.Module, slots: list[Slot]) -> None:
-        if isinstance(module, QuantInputMixin) or all(slot.descriptor is None for slot in slots):
-            return
-        quantized_class = quantized_class_of(type(module))
-        assert quantized_class is not None
-        module.__class__ = quantized_class
-        assert isinstance(module, QuantInputMixin)
-        grids = {slot.is_weight: slot.descriptor for slot in slots}
-        if isinstance(module, QuantMixin):
-            module.init_quantizer(grids[False], grids[True])
-        else:
-            module.init_quantizer(grids[False])
+        if not isinstance(module, QuantInputMixin):
+            if all(slot.descriptor is None for slot in slots):
+                return
+            quantized_class = quantized_class_of(type(module))
+            assert quantized_class is not None
+            module.__class__ = quantized_class
+            assert isinstance(module, QuantInputMixin)
+            module.init_quantizer()
         for slot in slots:
             child = WEIGHT_QUANTIZER if slot.is_weight else INPUT_QUANTIZER
             if slot.descriptor is None:
@@ -79,8 +76,7 @@ class _Installation:
             quantized = [slot for slot in slots if slot.descriptor is not None]
             if not quantized:
                 continue
-            weight = next((slot.operand_name for slot in quantized if slot.is_weight), "")
-            site = CallSite(slots[0].call.kind, weight)
+            site = CallSite(slots[0].call.kind, [slot.operand_name for slot in quantized if slot.is_weight])
             for slot in quantized:
                 site.add_module(slot.operand_name, self._quantizer(slot))
             installed.append((site_name, site))

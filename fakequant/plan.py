@@ -8,11 +8,22 @@ from typing import Any
 from torch import nn
 
 from fakequant.batches import model_arguments
-from fakequant.call_sites import Call, Role, TensorGraph, record
+from fakequant.call_sites import Call, TensorGraph, is_owner, record
 from fakequant.conversion_report import ConversionReport, EdgeReport, LayerReport
-from fakequant.descriptor import QUANT_DESC_8BIT_PER_TENSOR, QuantDescriptor
-from fakequant.nn import QuantInputMixin, QuantMixin, registered, why_unreachable
-from fakequant.placement import SOFTMAX, Decision, Groups, is_layer, layer_positions, place
+from fakequant.descriptor import QuantDescriptor
+from fakequant.errors import InvalidValueError
+from fakequant.layers import Layers
+from fakequant.nn import QuantMixin, TensorQuantizer, checked_grid, registered
+from fakequant.placement import (
+    SOFTMAX,
+    Decision,
+    Groups,
+    Override,
+    check_target,
+    is_layer,
+    layer_positions,
+    place,
+)
 from fakequant.recipe import Recipe, Rule, as_recipe
 
 
@@ -79,7 +90,7 @@ def plan(model: nn.Module, example_inputs: Any, target: str = "tensorrt", recipe
 
     Raises:
         InvalidTypeError: a recipe or batch of another kind.
-        InvalidValueError: unknown target.
+        InvalidValueError: unknown target; a model that has call sites or ranges already.
         RecipeError: unknown preset, or a rule that matches nothing.
 
     >>> model = nn.Sequential(nn.Conv2d(16, 16, 3), nn.ReLU())
@@ -87,29 +98,39 @@ def plan(model: nn.Module, example_inputs: Any, target: str = "tensorrt", recipe
     >>> print(plan(model, torch.rand(1, 16, 8, 8)).report)
     1 of 1 Conv2d quantized
     """
+    check_target(target)
     chosen = as_recipe(recipe).for_target(target)
+    _check_is_new(model)
     graph = record(model, *_arguments(example_inputs))
-    decisions = place(graph, target)
-    modules = dict(model.named_modules())
-    unreachable = {name: reason for name, module in modules.items() if (reason := why_unreachable(module))}
-    types = _TypeNames(modules)
     positions = layer_positions(graph)
-    chosen.check_matches({d.call.name: types.of(d.call) for d in decisions}, positions)
+    layers = Layers(model)
+
+    def rule_of(call: Call) -> Rule:
+        name, type_name = call.name, layers.type_name(call)
+        return chosen.decide(name, type_name, positions[name]) if is_layer(call) else chosen.decide_op(name, type_name)
+
+    decisions = place(graph, target, lambda call, is_weight: _override(call, is_weight, rule_of(call), layers))
+    chosen.check_matches({d.call.name: layers.type_name(d.call) for d in decisions}, positions)
     groups = Groups(graph)
     by_slot: defaultdict[tuple[str, int], list[Decision]] = defaultdict(list)
     for decision in decisions:
         by_slot[decision.call.name, decision.operand].append(decision)
-    rules = {
-        d.call.name: chosen.decide(d.call.name, types.of(d.call), positions.get(d.call.name, ()))
-        if is_layer(d.call)
-        else chosen.decide_op(d.call.name, types.of(d.call))
-        for d in decisions
-    }
-    slots = tuple(
-        _slot(found, rules[found[0].call.name], types, groups, unreachable.get(found[0].call.module, ""))
-        for found in by_slot.values()
-    )
-    return Plan(target, slots, graph, _report(model, slots, types))
+    slots = tuple(_slot(found, rule_of(found[0].call), layers, groups) for found in by_slot.values())
+    return Plan(target, slots, graph, _report(model, slots, layers))
+
+
+def _check_is_new(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if is_owner(module):
+            raise InvalidValueError(
+                f"{name or 'model'}: expected a model without call sites, got one that was quantized with an example; "
+                "dequantize it first"
+            )
+        if isinstance(module, TensorQuantizer) and module.amax is not None and module.descriptor.amax is None:
+            raise InvalidValueError(
+                f"{name}: expected a quantizer without a range, which placement may share with others, got one that "
+                "was calibrated; quantize with an example before calibration, or dequantize first"
+            )
 
 
 def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
@@ -118,88 +139,64 @@ def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]
     return model_arguments(example_inputs)
 
 
-class _TypeNames:
-    """Class names of layers, as rules and reports call them."""
-
-    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
-        self._modules = modules
-
-    def of(self, call: Call) -> str:
-        """Return the float class of a module call; "Linear" for F.linear; the kind of any other op."""
-        if not call.is_module:
-            return next((cls.__name__ for cls, _ in registered() if _is_function_of(cls, call)), call.kind)
-        module = self._modules[call.module]
-        return type(module).float_class.__name__ if isinstance(module, QuantInputMixin) else type(module).__name__
+def _override(call: Call, is_weight: bool, rule: Rule, layers: Layers) -> Override | None:
+    """Return what the model or a rule says about an operand whatever the placement would."""
+    if reason := layers.why_unreachable(call):
+        return Override(False, reason)
+    if layers.is_disabled(call, is_weight):
+        return Override(False, "its quantizer is disabled")
+    if (rule.weight if is_weight else rule.input) is None:
+        return Override(False, rule.why_float())
+    return Override(True, f"rule {rule.name!r} asks for it") if rule.force else None
 
 
-def _is_function_of(cls: type[nn.Module], call: Call) -> bool:
-    return call.role is Role.WEIGHTED and cls.__name__.lower() == call.kind.replace("_", "")
-
-
-def _slot(calls: list[Decision], rule: Rule, types: _TypeNames, groups: Groups, unreachable: str) -> Slot:
+def _slot(calls: list[Decision], rule: Rule, layers: Layers, groups: Groups) -> Slot:
     first = calls[0]
-    grid = rule.weight if first.is_weight else rule.input
-    refused = next((decision for decision in calls if not decision.quantized), None)
-    if unreachable:
-        descriptor, reason = None, unreachable
-    elif grid is None:
-        descriptor, reason = None, rule.why_float()
-    elif refused is not None and not rule.force:
-        descriptor, reason = None, refused.reason
-    else:
-        descriptor = grid if isinstance(grid, QuantDescriptor) else _default_grid(first, types)
-        reason = first.reason if refused is None else f"rule {rule.name!r} asks for it"
+    deciding = next((decision for decision in calls if not decision.quantized), first)
+    descriptor = None
+    if deciding.quantized:
+        grid = rule.weight if first.is_weight else rule.input
+        chosen = grid if isinstance(grid, QuantDescriptor) else layers.default_grid(first)
+        descriptor = checked_grid(f"{first.call.name}.{first.operand_name}", chosen)
         if first.amax is not None:
             descriptor = descriptor.replace(amax=first.amax)
     keys = tuple(_key(decision, groups) for decision in calls)
-    return Slot(first.call, first.operand, descriptor, reason, keys, first.is_weight)
-
-
-def _default_grid(decision: Decision, types: _TypeNames) -> QuantDescriptor:
-    op = decision.call.op
-    if op is not None and decision.is_weight and decision.operand_name in op.weights:
-        axis = op.weights[decision.operand_name]
-        return QUANT_DESC_8BIT_PER_TENSOR.replace(axis=axis, narrow_range=True)
-    type_name = types.of(decision.call)
-    found = next((cls for float_class, cls in registered() if float_class.__name__ == type_name), None)
-    if not decision.is_weight:
-        return QUANT_DESC_8BIT_PER_TENSOR if found is None else found.default_quant_desc_input
-    if found is not None and issubclass(found, QuantMixin):
-        return found.default_quant_desc_weight
-    return QUANT_DESC_8BIT_PER_TENSOR.replace(axis=1, narrow_range=True)  # the columns of x @ weight
+    return Slot(first.call, first.operand, descriptor, deciding.reason, keys, first.is_weight)
 
 
 def _key(decision: Decision, groups: Groups) -> Hashable:
     value = decision.value
     if decision.is_weight and value is not None:
-        return ("weight", value.parameter or decision.call.name)
+        return ("weight", value.parameter or (decision.call.name, decision.operand))
     if value is None or decision.amax is not None:
         return ("fixed", decision.call.name, decision.operand)
     return ("value", value.index) if decision.own_range else ("group", groups.of(value).index)
 
 
-def _report(model: nn.Module, slots: tuple[Slot, ...], types: _TypeNames) -> ConversionReport:
-    layers: dict[str, LayerReport] = {}
+def _report(model: nn.Module, slots: tuple[Slot, ...], layers: Layers) -> ConversionReport:
+    reports: dict[str, LayerReport] = {}
     for slot in slots:
         if not is_layer(slot.call):
             continue
         name = slot.call.name
-        layer = layers.get(name, LayerReport(name, types.of(slot.call), reason=slot.reason))
+        layer = reports.get(name, LayerReport(name, layers.type_name(slot.call), reason=slot.reason))
         if slot.descriptor is not None and slot.is_weight:
             layer = dataclasses.replace(layer, reason="", weight=slot.descriptor)
         elif slot.descriptor is not None:
             layer = dataclasses.replace(layer, reason="", input=slot.descriptor)
-        layers[name] = layer
+        reports[name] = layer
     weighted = tuple(float_class for float_class, cls in registered() if issubclass(cls, QuantMixin))
-    called = {slot.call.module for slot in slots if slot.call.is_module}
+    called = {slot.call.module for slot in slots if is_layer(slot.call)}
     read = {value.parameter for slot in slots if is_layer(slot.call) and (value := slot.call.operand(1)) is not None}
     for name, module in model.named_modules():
         if isinstance(module, weighted) and name not in called and f"{name}.weight".lstrip(".") not in read:
-            layers[name] = LayerReport(name, type(module).__name__, reason="was not called in the example forward")
+            reports[name] = LayerReport(name, type(module).__name__, reason="was not called in the example forward")
     first: dict[Hashable, str] = {}
     edges = []
     for slot in slots:
         shared = {first.setdefault((key, slot.descriptor), slot.name) for key in slot.keys}
         with_ = tuple(sorted(shared - {slot.name})) if slot.descriptor is not None else ()
-        edges.append(EdgeReport(slot.name, types.of(slot.call), slot.descriptor, slot.reason, with_, slot.is_weight))
-    return ConversionReport(tuple(layers.values()), tuple(edges))
+        edges.append(
+            EdgeReport(slot.name, layers.type_name(slot.call), slot.descriptor, slot.reason, with_, slot.is_weight)
+        )
+    return ConversionReport(tuple(reports.values()), tuple(edges))

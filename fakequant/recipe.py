@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from torch import nn
 
-from fakequant.descriptor import QuantDescriptor
+from fakequant.descriptor import QUANT_DESC_8BIT_PER_TENSOR, QuantDescriptor
 from fakequant.errors import InvalidTypeError, InvalidValueError, RecipeError
 from fakequant.nn import QuantMixin, registered
 
@@ -64,12 +64,13 @@ class Rule:
         for field in ("name", "type", "reason", "target", "position"):
             if not isinstance(getattr(self, field), str):
                 raise InvalidTypeError(f"Rule.{field}: expected a str, got {getattr(self, field)!r}")
+        if not isinstance(self.force, bool):
+            raise InvalidTypeError(f"Rule.force: expected a bool, got {self.force!r}")
         for field in ("input", "weight"):
             if not isinstance(getattr(self, field), QuantDescriptor | Grid | None):
                 raise InvalidTypeError(
                     f"Rule.{field}: expected a QuantDescriptor, Grid.DEFAULT or None, got {getattr(self, field)!r}"
                 )
-
         if self.position not in POSITIONS:
             raise InvalidValueError(f"Rule.position: expected one of {sorted(POSITIONS)}, got {self.position!r}")
 
@@ -149,22 +150,28 @@ def _weighted() -> list[tuple[type[nn.Module], type[QuantMixin]]]:
     return [(float_class, cls) for float_class, cls in registered() if issubclass(cls, QuantMixin)]
 
 
+MATMUL_WEIGHT = QUANT_DESC_8BIT_PER_TENSOR.replace(axis=1, narrow_range=True)
+"""Grid of the weight in ``x @ weight``: per output channel, which are its columns."""
+
+_MATMULS = ("matmul", "mm")
+
+
 def _int8() -> Recipe:
-    """8-bit inputs per tensor and weights per channel, of every convolution and linear layer."""
-    return Recipe(defaults=tuple(Rule(type=float_class.__name__) for float_class, _ in _weighted()))
+    """8-bit inputs per tensor and weights per channel, of every convolution and linear layer, also as functions."""
+    types = [*(float_class.__name__ for float_class, _ in _weighted()), *_MATMULS]
+    return Recipe(defaults=tuple(Rule(type=type_name) for type_name in types))
 
 
-def _low_bit_weights(num_bits: int) -> Recipe:
-    """8-bit inputs, weights of few bits per channel."""
+def _w4a8() -> Recipe:
+    """8-bit inputs, 4-bit weights per channel."""
+    grids = {float_class.__name__: cls.default_quant_desc_weight for float_class, cls in _weighted()}
+    grids |= dict.fromkeys(_MATMULS, MATMUL_WEIGHT)
     return Recipe(
-        defaults=tuple(
-            Rule(type=float_class.__name__, weight=cls.default_quant_desc_weight.replace(num_bits=num_bits))
-            for float_class, cls in _weighted()
-        )
+        defaults=tuple(Rule(type=type_name, weight=grid.replace(num_bits=4)) for type_name, grid in grids.items())
     )
 
 
-_PRESETS: dict[str, Callable[[], Recipe]] = {"int8": _int8, "w4a8": lambda: _low_bit_weights(4)}
+_PRESETS: dict[str, Callable[[], Recipe]] = {"int8": _int8, "w4a8": _w4a8}
 
 
 def as_recipe(recipe: object) -> Recipe:

@@ -24,7 +24,7 @@ from typing import Any
 
 from fakequant.descriptor import QuantDescriptor
 from fakequant.errors import FakeQuantError, RecipeError
-from fakequant.recipe import Grid, Recipe, Rule, preset
+from fakequant.recipe import Grid, Recipe, Rule, as_recipe
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -66,7 +66,7 @@ def parse_recipe(text: str) -> Recipe:
     rules = content.get("rule", [])
     if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
         raise RecipeError("rule: expected tables [[rule]], got something else")
-    recipe = preset(content.get("preset", "int8"))
+    recipe = as_recipe(_typed(content, "preset", str, "int8"))
     for number, fields in enumerate(rules, start=1):
         try:
             recipe = recipe + _rule(fields)
@@ -77,14 +77,22 @@ def parse_recipe(text: str) -> Recipe:
 
 def _rule(fields: Mapping[str, Any]) -> Rule:
     values = dict(fields)
-    if values.pop("float", False) is True:
+    if _typed(values, "float", bool, False):
         values = {"input": "float", "weight": "float", **values}
+    values.pop("float", None)
     if unknown := sorted(set(values) - _FIELDS):
         raise RecipeError(f"expected keys among float, {', '.join(sorted(_FIELDS))}, got {', '.join(unknown)}")
     for name in ("input", "weight"):
         if name in values:
             values[name] = _grid(name, values[name])
     return Rule(**values)
+
+
+def _typed(content: Mapping[str, Any], key: str, expected: type, default: Any) -> Any:
+    value = content.get(key, default)
+    if not isinstance(value, expected):
+        raise RecipeError(f"{key}: expected a {expected.__name__}, got {value!r}")
+    return value
 
 
 def _grid(name: str, value: object) -> QuantDescriptor | Grid | None:

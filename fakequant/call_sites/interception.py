@@ -15,7 +15,7 @@ import copyreg
 import functools
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -38,18 +38,18 @@ class CallSite(nn.Module):
 
     Args:
         kind: of the op.
-        weight_operand: name of the operand that is a weight, "" if none is.
+        weights: names of the operands that are weights.
     """
 
-    def __init__(self, kind: str, weight_operand: str = "") -> None:
+    def __init__(self, kind: str, weights: Iterable[str] = ()) -> None:
         super().__init__()
         self.kind = kind
-        self.weight_operand = weight_operand
+        self.weights = tuple(weights)
 
     @property
-    def weight_quantizer(self) -> TensorQuantizer | None:
-        """The quantizer of the weight."""
-        return self._modules.get(self.weight_operand)  # type: ignore[return-value]
+    def weight_quantizers(self) -> list[TensorQuantizer]:
+        """The quantizers of the weights."""
+        return [self._modules[name] for name in self.weights]  # type: ignore[misc]
 
     def forward(
         self, running: "Interception", function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -59,14 +59,14 @@ class CallSite(nn.Module):
             return self._attention(running, function, *args, **kwargs)
         op = op_named(self.kind)
         assert op is not None
-        written = args[0] if function in IN_PLACE else None
+        written: Any = args[0] if function in IN_PLACE else None
         for index, operand in enumerate(operands(op, args, kwargs)):
             quantizer = self._quantizer(op.operand_name(index), running)
             if quantizer is not None and isinstance(operand, Tensor):
                 # What the quantizer keeps for its backward must not be written to.
                 quantized = quantizer(operand.clone() if operand is written else operand)
                 args, kwargs = with_operand(op, args, kwargs, index, quantized)
-        if isinstance(written, Tensor) and args[0] is not written:
+        if written is not None and args[0] is not written:
             return written.copy_(function(*args, **kwargs))
         return function(*args, **kwargs)
 

@@ -41,7 +41,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | 
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluating(model))
         stack.enter_context(_state_kept(model))
-        stack.enter_context(_quantizers_off(model))
+        stack.enter_context(_without_quantizers(model))
         stack.enter_context(_unfused(model))
         stack.enter_context(recorder.following(model))
         stack.enter_context(recorder)
@@ -297,15 +297,21 @@ def _state_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quantizers_off(model: nn.Module) -> Iterator[None]:
-    switched = [q for q in model.modules() if isinstance(q, TensorQuantizer) and not q._disabled]
-    for quantizer in switched:
-        quantizer.disable()
+def _without_quantizers(model: nn.Module) -> Iterator[None]:
+    """Run the float model; torch's attention would run fused for quantizers that are merely off."""
+    removed = [
+        (module, name, child)
+        for module in model.modules()
+        for name, child in module._modules.items()
+        if isinstance(child, TensorQuantizer)
+    ]
+    for module, name, _ in removed:
+        module._modules[name] = nn.Identity()
     try:
         yield
     finally:
-        for quantizer in switched:
-            quantizer.enable()
+        for module, name, child in removed:
+            module._modules[name] = child
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from fakequant.nn.modules.pooling import (
     QuantMaxPool2d,
     QuantMaxPool3d,
 )
-from fakequant.nn.modules.quant_module import QuantInputMixin, QuantMixin
+from fakequant.nn.modules.quant_module import QuantInputMixin, QuantMixin, checked_grid
 from fakequant.nn.modules.tensor_quantizer import TensorQuantizer
 from fakequant.nn.registry import quantized_class_of, register, registered, why_unreachable
 
@@ -79,6 +79,7 @@ __all__ = [
     "QuantMixin",
     "QuantNonDynamicallyQuantizableLinear",
     "TensorQuantizer",
+    "checked_grid",
     "functional",
     "quantized_class_of",
     "register",

@@ -62,11 +62,9 @@ def _ending_in(result: Call) -> Attention | None:
             seen_softmax = True
         elif call.role is Role.MULTIPLY and seen_softmax:
             scaled_late = True
-        elif call.role is Role.ADD and seen_softmax:
-            other = call.operand(1)
-            masked = masked or (other is not None and other.is_activation)
-        elif call.kind in ("masked_fill", "where") and seen_softmax:
-            masked = True
+        elif (call.role is Role.ADD or call.kind in ("masked_fill", "where")) and seen_softmax:
+            inputs = [operand for operand in call.operands if operand is not None and not operand.is_constant]
+            masked = masked or len(inputs) > 1
         elif call.role not in (Role.IDENTITY, Role.MOVE):
             return None
         value = next((operand for operand in call.operands if operand is not None and operand.is_activation), None)

@@ -1,6 +1,8 @@
 """What placement decides: for each operand of each call, a quantizer or the reason for none."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import TypeAlias
 
 from fakequant.call_sites.tensor_graph import Call, Value
 
@@ -40,3 +42,20 @@ class Decision:
 
 
 SOFTMAX = -2
+
+
+@dataclasses.dataclass(frozen=True)
+class Override:
+    """What a rule or the model itself says before the placement does.
+
+    Args:
+        quantized: whether there is a quantizer.
+        reason: in words.
+    """
+
+    quantized: bool
+    reason: str
+
+
+Overrides: TypeAlias = Callable[[Call, bool], Override | None]
+"""Of a call, and whether its weight is meant; None leaves it to the placement."""

@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 from fakequant.call_sites.ops import Role
 from fakequant.call_sites.tensor_graph import Call, TensorGraph, Value
+from fakequant.placement.groups import preserves_scale
 
 
 def is_convolution(call: Call) -> bool:
@@ -66,7 +67,7 @@ def only_readers(value: Value, quantized: Collection[tuple[Call, int]]) -> bool:
     for call, operand in value.uses:
         if (call, operand) in quantized:
             continue
-        if call.role in (Role.MOVE, Role.IDENTITY) and all(only_readers(out, quantized) for out in call.outputs):
+        if preserves_scale(call) and all(only_readers(out, quantized) for out in call.outputs):
             continue
         return False
     return True

@@ -34,8 +34,9 @@ def _convolution(call: Call) -> str:
     kernel = weight.shape[2:]
     channels = data.shape[-len(kernel) - 1]
     if call.kind.startswith("conv_transpose"):
-        inputs, groups = channels, 1
-        outputs = weight.shape[1]
+        outputs = call.output.shape[-len(kernel) - 1]
+        groups = outputs // max(weight.shape[1], 1)
+        inputs = channels // max(groups, 1)
     else:
         inputs, groups = weight.shape[1], channels // max(weight.shape[1], 1)
         outputs = weight.shape[0]

@@ -33,10 +33,20 @@ def find_gates(graph: TensorGraph) -> list[Gate]:
         for feature, gate in ((0, other), (1, one)):
             data = call.operand(feature)
             assert data is not None
-            if _broadcasts(gate, data) and (layers := _layers(gate)) is not None:
+            if _broadcasts(_unexpanded(gate), data) and (layers := _layers(gate)) is not None:
                 found.append(Gate(call, feature, tuple(layers)))
                 break
     return found
+
+
+def _unexpanded(gate: Value) -> Value:
+    """Return what ``gate.expand_as(feature)`` expands."""
+    while gate.producer is not None and gate.producer.kind in ("expand", "expand_as"):
+        source = gate.producer.operand(0)
+        if source is None:
+            break
+        gate = source
+    return gate
 
 
 def _broadcasts(gate: Value, feature: Value) -> bool:

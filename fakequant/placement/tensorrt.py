@@ -8,20 +8,21 @@ everything else in float unless it is quantized on both sides.
 from fakequant.call_sites.ops import KIND_OF, Role
 from fakequant.call_sites.tensor_graph import Call, TensorGraph, Value
 from fakequant.placement.attention import find_attentions, why_too_long
-from fakequant.placement.decision import SOFTMAX, Decision
+from fakequant.placement.decision import SOFTMAX, Decision, Overrides
 from fakequant.placement.fusion import distances, fused_convolution, only_readers
 from fakequant.placement.sizes import too_small
 from fakequant.placement.squeeze_excite import Gate, find_gates
 
 
-def place(graph: TensorGraph) -> list[Decision]:
+def place(graph: TensorGraph, overrides: Overrides) -> list[Decision]:
     """Return a decision for every operand of every call that quantization could be about, in order of execution."""
-    return _Placement(graph).run()
+    return _Placement(graph, overrides).run()
 
 
 class _Placement:
-    def __init__(self, graph: TensorGraph) -> None:
+    def __init__(self, graph: TensorGraph, overrides: Overrides) -> None:
         self._graph = graph
+        self._overrides = overrides
         self._decisions: dict[tuple[Call, int], Decision] = {}
 
     def run(self) -> list[Decision]:
@@ -52,6 +53,12 @@ class _Placement:
         amax: float | None = None,
         own_range: bool = False,
     ) -> None:
+        override = self._overrides(call, is_weight)
+        is_there = operand == SOFTMAX or call.operand(operand) is not None
+        if override is not None and not override.quantized:
+            quantized, reason = False, override.reason
+        elif override is not None and is_there and not quantized:
+            quantized, reason = True, override.reason
         self._decisions.setdefault(
             (call, operand), Decision(call, operand, quantized, reason, is_weight, amax, own_range)
         )

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 import fakequant as fq
 from fakequant.export.targets import target_named
+from fakequant.nn import QuantMixin, registered
 from fakequant.nn.walk import named_quantizers, weights_of_quantizers
 
 TARGETS = ("tensorrt", "onnxruntime")
@@ -67,9 +68,9 @@ class Pipeline:
             self._export(model, inputs, target)
 
     def _quantize(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        weighted = {name for name, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd | nn.Linear)}
+        weighted = {float_class.__name__ for float_class, cls in registered() if issubclass(cls, QuantMixin)}
         report = fq.quantize(model, "int8", example_inputs=inputs, target=TARGETS[0])
-        layers = [layer for layer in report.layers if layer.name in weighted]
+        layers = [layer for layer in report.layers if layer.type in weighted]  # F.linear too is a Linear
         self.outcome.layers = len(layers)
         self.outcome.quantized = sum(layer.is_quantized for layer in layers)
 
@@ -135,6 +136,7 @@ def _train_step(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     if not loss.isfinite():
         raise ArithmeticError(f"expected a finite loss, got {loss.item()}")
     loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # of random weights they can be anything
     optimizer.step()
     gradients = [module.weight.grad for module in weights.values()]
     if not any(gradient is not None and gradient.any() for gradient in gradients):

@@ -28,7 +28,9 @@ def _merge(graph: ir.Graph, op_type: str) -> int:
     first: dict[tuple[object, ...], ir.Node] = {}
     merged = 0
     for node in list(graph):
-        scale = constant_of(node.inputs[1]) if node.op_type == op_type else None
+        if node.op_type != op_type or len(node.inputs) < 2:  # Max and Min take any number of inputs
+            continue
+        scale = constant_of(node.inputs[1])
         if scale is None:
             continue
         zero_point = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None

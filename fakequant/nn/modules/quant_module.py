@@ -17,7 +17,13 @@ INPUT_QUANTIZER = "_input_quantizer"
 WEIGHT_QUANTIZER = "_weight_quantizer"
 
 
-def _checked(name: str, descriptor: object) -> QuantDescriptor:
+def checked_grid(name: str, descriptor: object) -> QuantDescriptor:
+    """Return the descriptor if a module can use it.
+
+    Raises:
+        InvalidTypeError: no QuantDescriptor.
+        InvalidValueError: one that gives codes.
+    """
     if not isinstance(descriptor, QuantDescriptor):
         raise InvalidTypeError(f"{name}: expected a QuantDescriptor, got {descriptor!r}")
     if not descriptor.fake_quant:
@@ -45,11 +51,11 @@ class QuantInputMixin(nn.Module):
     @classmethod
     def set_default_quant_desc_input(cls, descriptor: QuantDescriptor) -> None:
         """Set the input grid of instances made from now on, of this class only."""
-        cls.default_quant_desc_input = _checked("quant_desc_input", descriptor)
+        cls.default_quant_desc_input = checked_grid("quant_desc_input", descriptor)
 
     def init_quantizer(self, quant_desc_input: QuantDescriptor | None = None) -> None:
         """Add the quantizers; None takes the class default."""
-        descriptor = _checked("quant_desc_input", quant_desc_input or self.default_quant_desc_input)
+        descriptor = checked_grid("quant_desc_input", quant_desc_input or self.default_quant_desc_input)
         self._input_quantizer = TensorQuantizer(descriptor)
 
     @property
@@ -91,14 +97,14 @@ class QuantMixin(QuantInputMixin):
     @classmethod
     def set_default_quant_desc_weight(cls, descriptor: QuantDescriptor) -> None:
         """Set the weight grid of instances made from now on, of this class only."""
-        cls.default_quant_desc_weight = _checked("quant_desc_weight", descriptor)
+        cls.default_quant_desc_weight = checked_grid("quant_desc_weight", descriptor)
 
     def init_quantizer(
         self, quant_desc_input: QuantDescriptor | None = None, quant_desc_weight: QuantDescriptor | None = None
     ) -> None:
         """Add the quantizers; None takes the class default."""
         super().init_quantizer(quant_desc_input)
-        descriptor = _checked("quant_desc_weight", quant_desc_weight or self.default_quant_desc_weight)
+        descriptor = checked_grid("quant_desc_weight", quant_desc_weight or self.default_quant_desc_weight)
         self._weight_quantizer = TensorQuantizer(descriptor)
         self._weight_quantizer.to(self.weight.device)
         self._input_quantizer.to(self.weight.device)

@@ -61,10 +61,16 @@ def unfuse(model: nn.Module, *, everywhere: bool = False) -> None:
             module.__class__ = _UNFUSED[type(module)]
 
 
-def undo_unfuse(model: nn.Module) -> None:
-    """Give torch's own classes back."""
+def undo_unfuse(model: nn.Module, *, everywhere: bool = True) -> None:
+    """Give torch's own classes back, in place.
+
+    Args:
+        model: any module.
+        everywhere: also to those that hold quantizers.
+    """
     for module in model.modules():
-        module.__class__ = _FUSED.get(type(module), type(module))
+        if type(module) in _FUSED and (everywhere or not _holds_quantizers(module)):
+            module.__class__ = _FUSED[type(module)]
 
 
 def _holds_quantizers(module: nn.Module) -> bool:

@@ -1,0 +1,59 @@
+"""The layers of a model: what rules and reports call them, and the grids that they get without a rule."""
+
+from torch import nn
+
+from fakequant.call_sites import Call, Role
+from fakequant.descriptor import QUANT_DESC_8BIT_PER_TENSOR, QuantDescriptor
+from fakequant.nn import QuantInputMixin, QuantMixin, TensorQuantizer, registered, why_unreachable
+from fakequant.placement import Decision
+from fakequant.recipe import MATMUL_WEIGHT
+
+
+class Layers:
+    """What layers are called in rules and reports, and the grids they get without a rule."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = dict(model.named_modules())
+
+    def type_name(self, call: Call) -> str:
+        """Return the float class of a module call; "Linear" for F.linear; the kind of any other op."""
+        if not call.is_module:
+            return next((cls.__name__ for cls, _ in registered() if _is_function_of(cls, call)), call.kind)
+        module = self._modules[call.module]
+        return type(module).float_class.__name__ if isinstance(module, QuantInputMixin) else type(module).__name__
+
+    def why_unreachable(self, call: Call) -> str:
+        """Return why no quantizer can stand at a call, "" if one can."""
+        return why_unreachable(self._modules[call.module])
+
+    def is_disabled(self, call: Call, is_weight: bool) -> bool:
+        """Whether the layer has a quantizer already that is switched off."""
+        own = self._own_quantizer(call, is_weight)
+        return own is not None and not own.is_enabled
+
+    def default_grid(self, decision: Decision) -> QuantDescriptor:
+        """Return the grid that an operand of a layer has already, or that its class gives it."""
+        own = self._own_quantizer(decision.call, decision.is_weight)
+        if own is not None:
+            return own.descriptor
+        op = decision.call.op
+        if op is not None and decision.is_weight and decision.operand_name in op.weights:
+            axis = op.weights[decision.operand_name]
+            return QUANT_DESC_8BIT_PER_TENSOR.replace(axis=axis, narrow_range=True)
+        type_name = self.type_name(decision.call)
+        found = next((cls for float_class, cls in registered() if float_class.__name__ == type_name), None)
+        if not decision.is_weight:
+            return QUANT_DESC_8BIT_PER_TENSOR if found is None else found.default_quant_desc_input
+        if found is not None and issubclass(found, QuantMixin):
+            return found.default_quant_desc_weight
+        return MATMUL_WEIGHT
+
+    def _own_quantizer(self, call: Call, is_weight: bool) -> TensorQuantizer | None:
+        module = self._modules[call.module]
+        if not call.is_module or not isinstance(module, QuantInputMixin):
+            return None
+        return module.weight_quantizer if isinstance(module, QuantMixin) and is_weight else module.input_quantizer
+
+
+def _is_function_of(cls: type[nn.Module], call: Call) -> bool:
+    return call.role is Role.WEIGHTED and cls.__name__.lower() == call.kind.replace("_", "")
