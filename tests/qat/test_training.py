@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fakequant
+from fakequant.call_sites import call_sites
 from fakequant.nn import QuantLinear, TensorQuantizer
 
 OPTIMIZERS = {
@@ -26,10 +27,37 @@ def data() -> tuple[Tensor, Tensor]:
     return x, (x[..., :3].sum((1, 2, 3)) > x[..., 3:].sum((1, 2, 3))).long()
 
 
+class Residual(nn.Module):
+    """A convolution around which its input goes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv(x) + x)
+
+
+@pytest.fixture(params=[False, True], ids=["layers", "layers and call sites"])
+def build(request, data):
+    """Return a function that makes a quantized model."""
+
+    def make() -> nn.Module:
+        first = nn.Conv2d(1, 4, 3, bias=False)
+        model = nn.Sequential(first, nn.BatchNorm2d(4), nn.ReLU(), Residual(), nn.Flatten(), nn.Linear(64, 2))
+        recipe = fakequant.preset("int8")
+        if request.param:  # small layers, which would stay float
+            recipe = recipe + fakequant.Rule(type="Conv2d", force=True) + fakequant.Rule(type="Linear", force=True)
+        fakequant.quantize(model, recipe, example_inputs=data[0] if request.param else None)
+        assert len(list(call_sites(model))) == request.param
+        return model
+
+    return make
+
+
 @pytest.fixture
-def model(data) -> nn.Module:
-    model = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
-    fakequant.quantize(model)
+def model(build, data) -> nn.Module:
+    model = build()
     fakequant.calibrate(model, [data[0]], "entropy", progress=False)
     return model
 
@@ -129,10 +157,10 @@ def test_average_of_weights_has_the_ranges(model, data):
 def test_average_of_weights_is_an_average(model, data):
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
     average.update_parameters(model)
-    before = model[4].weight.detach().clone()
+    before = model[-1].weight.detach().clone()
     train(model, data, steps=3)
     average.update_parameters(model)
-    torch.testing.assert_close(average.module[4].weight, (before + model[4].weight) / 2)
+    torch.testing.assert_close(average.module[-1].weight, (before + model[-1].weight) / 2)
 
 
 def test_deepcopy_does_not_follow_the_training(model, data):
@@ -142,12 +170,9 @@ def test_deepcopy_does_not_follow_the_training(model, data):
     assert torch.equal(copied(x), before)
 
 
-def test_checkpoint_in_the_middle_continues_exactly(model, data):
+def test_checkpoint_in_the_middle_continues_exactly(model, data, build):
     train(model, data, steps=2)
-    resumed = nn.Sequential(
-        nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)
-    )
-    fakequant.quantize(resumed)
+    resumed = build()
     resumed.load_state_dict(copy.deepcopy(model.state_dict()), strict=True)
     assert train(resumed, data, steps=3) == train(model, data, steps=3)
 
