@@ -87,7 +87,8 @@ class Rule:
 
     def why_float(self) -> str:
         """Return the reason for the report."""
-        return self.reason or f"rule {self.name!r}, type {self.type!r} leaves it float"
+        position = f", position {self.position!r}" if self.position else ""
+        return self.reason or f"rule {self.name!r}, type {self.type!r}{position} leaves it float"
 
 
 POSITIONS = frozenset({"", "first", "last"})
