@@ -126,7 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     model = load_model(args.model, args.weights, len(val.dataset.classes)).to(args.device)
     table = {"float": accuracy(model, val, args.device)}
 
-    print(fq.quantize(model, "int8"))
+    example, _ = next(iter(calibration_data))
+    print(fq.quantize(model, "int8", example_inputs=example.to(args.device)))
     # One pass over the data collects what every method needs.
     calibration = fq.calibrate(
         model, calibration_data, method="entropy", forward=lambda model, batch: model(batch[0].to(args.device))

@@ -129,7 +129,7 @@ def run_file(name: str, file: Path, data: Split) -> Row:
 def post_training(float_model: nn.Module, data: Batches, test: Split, rows: list[Row]) -> nn.Module:
     """Quantize to int8 and calibrate by four methods from one pass over the data."""
     model = copy.deepcopy(float_model)
-    print(fq.quantize(model, "int8"))
+    print(fq.quantize(model, "int8", example_inputs=data[0][0]))
     calibration = fq.calibrate(model, data, method="entropy", progress=False)
     for method in ("max", "percentile", "mse", "entropy"):
         calibration.apply(method)
@@ -144,7 +144,7 @@ def fine_tuned(
     training, test = splits
     weights = fq.QuantDescriptor(bits, axis=0, narrow_range=True)
     model = copy.deepcopy(float_model)
-    fq.quantize(model, fq.preset("int8") + fq.Rule(weight=weights))
+    fq.quantize(model, fq.preset("int8") + fq.Rule(weight=weights), example_inputs=data[0][0])
     fq.calibrate(model, data, method="entropy", weight_method="mse", progress=False)
     rows.append(Row(f"{bits}-bit weights, PTQ, torch", accuracy(model, test)))
     fq.freeze_batchnorm(model)
