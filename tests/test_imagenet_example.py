@@ -73,7 +73,10 @@ def test_the_files_are_int8_and_take_any_batch(result, file):
 
 def test_fine_tuning_changed_the_weights(result):
     ptq, qat = (onnx.load(result[1] / f"resnet18_{name}.onnx").graph.initializer for name in ("ptq", "qat"))
-    codes = [next(t.raw_data for t in tensors if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 4) for tensors in (ptq, qat)]
+    codes = [
+        next(t.raw_data for t in tensors if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 4)
+        for tensors in (ptq, qat)
+    ]
     assert codes[0] != codes[1]
 
 
