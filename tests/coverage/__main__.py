@@ -1,8 +1,10 @@
 """``python tests/coverage [name ...]``: many architectures through the whole pipeline; writes docs/coverage.md."""
 
 import argparse
+import os
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -13,7 +15,6 @@ from subprocesses import ONE, run_apart
 from table import table
 
 _OUTPUT = Path(__file__).parents[2] / "docs" / "coverage.md"
-_THREADS = 2
 
 
 def main() -> int:
@@ -21,15 +22,18 @@ def main() -> int:
     options = _options()
     if options.one:
         name, record = options.one
-        torch.set_num_threads(_THREADS)
+        torch.set_num_threads(options.threads)
         with tempfile.TemporaryDirectory(dir=Path(record).parent) as folder:
             Pipeline(ARCHITECTURES[name], Path(folder), Path(record)).run()
         return 0
+    names = options.names or list(ARCHITECTURES)
+    threads = max(1, (os.cpu_count() or 1) // options.jobs)
     results = []
-    for name in options.names or ARCHITECTURES:
-        outcome, seconds = run_apart(name, options.limit)
-        results.append((ARCHITECTURES[name], outcome, seconds))
-        print(f"{name:<36} {seconds:4.0f} s  {outcome.error or _summary(outcome)}", flush=True)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        runs = pool.map(lambda name: run_apart(name, options.limit, threads), names)
+        for name, (outcome, seconds) in zip(names, runs, strict=True):
+            results.append((ARCHITECTURES[name], outcome, seconds))
+            print(f"{name:<36} {seconds:4.0f} s  {outcome.error or _summary(outcome)}", flush=True)
     text = table(results)
     if options.names:
         print(f"\n{text}")
@@ -44,6 +48,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="name", help="print the table of these only; write nothing")
     parser.add_argument("--output", type=Path, default=_OUTPUT, help="the file to write (default: docs/coverage.md)")
     parser.add_argument("--limit", type=float, default=300, help="seconds for one architecture (default: 300)")
+    parser.add_argument("--jobs", type=int, default=1, help="how many architectures at a time (default: 1)")
+    parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--list", action="store_true", help="print the names and end")
     parser.add_argument(ONE, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
