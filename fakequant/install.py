@@ -91,7 +91,7 @@ class _Installation:
     def _hide_callees(self, name: str, owner: nn.Module) -> None:
         """Hide what an owner calls, by the example and by its own children: in training it may call others."""
         called = [self._modules[callee] for callee in self._plan.graph.callees.get(name, ())]
-        pending = list(owner.children())
+        pending = [child for child in owner.children() if child not in called]
         while pending:
             child = pending.pop()
             if isinstance(child, nn.ModuleList | nn.ModuleDict | nn.Sequential):
