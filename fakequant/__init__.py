@@ -1,7 +1,7 @@
 """Fake quantization, calibration, QAT and Q/DQ ONNX export for PyTorch models.
 
-Importing this loads torch but not onnx: ``export_onnx`` and ``validate_onnx`` load it
-when they are first used.
+Importing this loads torch but not onnx: ``export_onnx``, ``check_onnx``,
+``inspect_onnx`` and ``validate_onnx`` load it when they are first used.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ from fakequant.recipe_file import load_recipe, parse_recipe
 from fakequant.summary import print_quant_summary, quant_summary
 
 if TYPE_CHECKING:
-    from fakequant.export import export_onnx, validate_onnx
+    from fakequant.export import check_onnx, export_onnx, inspect_onnx, validate_onnx
 
 __version__ = "0.1.0"
 
@@ -59,12 +59,14 @@ __all__ = [
     "ValidationError",
     "calib",
     "calibrate",
+    "check_onnx",
     "deactivate",
     "dequantize",
     "enable_onnx_export",
     "export_onnx",
     "freeze_batchnorm",
     "initialize",
+    "inspect_onnx",
     "load_amax",
     "load_recipe",
     "nn",
@@ -83,7 +85,7 @@ __all__ = [
     "validate_onnx",
 ]
 
-_FROM_EXPORT = frozenset({"export_onnx", "validate_onnx"})
+_FROM_EXPORT = frozenset({"check_onnx", "export_onnx", "inspect_onnx", "validate_onnx"})
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@
     ├── CalibrationError (RuntimeError)       a quantizer without data, without a call, with NaN or Inf
     ├── CheckpointError (RuntimeError)        an amax file that does not fit the model
     ├── ExportError (RuntimeError)            a model that cannot become a Q/DQ file; nothing was written
-    ├── ValidationError (RuntimeError)        a file that cannot be run or compared
+    ├── ValidationError (RuntimeError)        a file that cannot be read, run or compared
     └── MissingDependencyError (ImportError)  an extra that is not installed; the message has the command
 
 Each also derives from the built-in exception named in brackets, so code that
@@ -46,7 +46,7 @@ class ExportError(FakeQuantError, RuntimeError):
 
 
 class ValidationError(FakeQuantError, RuntimeError):
-    """An ONNX file that cannot be run, or cannot be compared with the model."""
+    """An ONNX file that cannot be read, run, or compared with the model."""
 
 
 class MissingDependencyError(FakeQuantError, ImportError):

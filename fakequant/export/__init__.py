@@ -1,4 +1,4 @@
-"""Q/DQ ONNX files: export for a target, and validation against the torch model.
+"""Q/DQ ONNX files: export for a target, checks against its rules, validation against the torch model.
 
 ==============  ===================================================================
 to_onnx         export_onnx: trace, rewrite, check, write
@@ -6,9 +6,18 @@ targets         what each runtime wants; one file a target
 rules           rewrites of the graph; one a file
 graph           reading a Q/DQ graph
 export_report   what a file holds
+load            reading a file of any origin
+checks          what a target refuses or runs slowly; one check a rule
+check_onnx      check_onnx: the file against the rules of a target
 runtime         ONNX Runtime sessions
 cut_graph       a graph cut at its quantizers
 validate        validate_onnx: the file against the torch model
+kernels         which kernels of ONNX Runtime an op can become
+match_kernels   which kernel runs which node of a file
+grid            how a tensor is quantized, and as which type it runs
+quantized_edges what is in front of and behind an op
+reasons         why an op has no integer kernel; one function a reason
+inspect_onnx    inspect_onnx: what ONNX Runtime makes of each op
 ==============  ===================================================================
 """
 
@@ -22,9 +31,26 @@ except ImportError as error:
 
     raise MissingDependencyError(error.name or "onnx", "onnx") from error
 
+from fakequant.export.check_onnx import CheckReport, check_onnx
+from fakequant.export.checks import Finding, Severity
 from fakequant.export.export_report import ExportReport
+from fakequant.export.inspect_onnx import InspectedOp, InspectReport, inspect_onnx
 from fakequant.export.runtime import Session
 from fakequant.export.to_onnx import export_onnx
 from fakequant.export.validate import Comparison, ValidationReport, validate_onnx
 
-__all__ = ["Comparison", "ExportReport", "Session", "ValidationReport", "export_onnx", "validate_onnx"]
+__all__ = [
+    "CheckReport",
+    "Comparison",
+    "ExportReport",
+    "Finding",
+    "InspectReport",
+    "InspectedOp",
+    "Session",
+    "Severity",
+    "ValidationReport",
+    "check_onnx",
+    "export_onnx",
+    "inspect_onnx",
+    "validate_onnx",
+]

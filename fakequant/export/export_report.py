@@ -7,9 +7,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from fakequant.export.graph import MODULE_KEY, weight_dequantizers
+from fakequant.export.kernels import WEIGHTED
 from fakequant.export.rules.fold_batchnorm import FoldBatchNorm
-
-_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +80,7 @@ def describe(
 def _float_ops(graph: ir.Graph) -> dict[str, str]:
     found = {}
     for node in graph.all_nodes():
-        if node.op_type not in _WEIGHTED:
+        if node.op_type not in WEIGHTED:
             continue
         bare = [i for i in (0, 1) if not _is_dequantized(node.inputs[i])]
         if bare:

@@ -1,33 +1,33 @@
 """ONNX Runtime sessions. This is the only file that opens one."""
 
+import dataclasses
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
 from fakequant.errors import InvalidValueError, ValidationError
+from fakequant.export.kernels import INTEGER_OPS
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _INSTALL = {"cuda": "pip install onnxruntime-gpu"}
 
-INTEGER_OPS = frozenset(
-    {
-        "ConvInteger",
-        "MatMulInteger",
-        "MatMulIntegerToFloat",
-        "MatMulNBits",
-        "QGemm",
-        "QLinearConv",
-        "QLinearMatMul",
-    }
-)
-"""ops of an optimized graph that compute a weighted layer in integers."""
+
+@dataclasses.dataclass(frozen=True)
+class OptimizedNode:
+    """A node of the graph that ONNX Runtime runs."""
+
+    op_type: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
 
 class Session:
@@ -57,7 +57,8 @@ class Session:
             dump = Path(folder) / "optimized.onnx"
             options.optimized_model_filepath = str(dump)
             self._session = _open(self.path, options, _available(provider))
-            self.op_counts = _op_counts(dump)
+            self.nodes = _nodes(dump)
+        self.op_counts = Counter(node.op_type for node in self.nodes)
         self.inputs = {value.name: value.shape for value in self._session.get_inputs()}
         self.outputs = [value.name for value in self._session.get_outputs()]
 
@@ -103,8 +104,14 @@ def _open(path: Path, options: onnxruntime.SessionOptions, providers: Sequence[s
     return session
 
 
-def _op_counts(path: Path) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for node in onnx.load(path, load_external_data=False).graph.node:
-        counts[node.op_type] = counts.get(node.op_type, 0) + 1
-    return counts
+def _nodes(path: Path) -> tuple[OptimizedNode, ...]:
+    """Return the nodes of a file, those of branches and loop bodies with them."""
+    return tuple(
+        OptimizedNode(
+            node.op_type,
+            node.name or "",
+            tuple((value.name or "") if value is not None else "" for value in node.inputs),
+            tuple(value.name or "" for value in node.outputs),
+        )
+        for node in ir.load(path).graph.all_nodes()
+    )

@@ -25,12 +25,11 @@ from fakequant.batches import model_arguments
 from fakequant.errors import InvalidTypeError, ValidationError
 from fakequant.export.cut_graph import Cut, cut_at_quantizers
 from fakequant.export.graph import produced_by
+from fakequant.export.kernels import WEIGHTED
 from fakequant.export.runtime import Session
 from fakequant.nn import TensorQuantizer
 from fakequant.nn.modes import evaluating
 from fakequant.nn.walk import named_quantizers
-
-_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 @dataclasses.dataclass
@@ -198,7 +197,7 @@ def validate_onnx(
 
 
 def _is_quantized(node: ir.Node) -> bool:
-    return node.op_type in _WEIGHTED and all(produced_by(value, "DequantizeLinear") for value in node.inputs[:2])
+    return node.op_type in WEIGHTED and all(produced_by(value, "DequantizeLinear") for value in node.inputs[:2])
 
 
 def _write_cut(graph: ir.Model, path: Path) -> tuple[Cut, ...]:

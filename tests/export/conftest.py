@@ -1,11 +1,14 @@
 """Quantized models, their files, and ways to look into a file."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -140,3 +143,29 @@ def float_cnn(tmp_path_factory) -> Exported:
 def fresh_cnn() -> tuple[nn.Module, Tensor]:
     """A residual CNN of one's own, quantized and calibrated, and its batch."""
     return residual()
+
+
+def _optimized_ops(path: Path) -> Counter[str]:
+    """Count the ops of the graph that ONNX Runtime runs; knows nothing of fakequant."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(path.with_suffix(".optimized"))
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
+
+
+def _integer_ops(path: Path) -> Counter[str]:
+    """Count the kernels among them that only compute in integers."""
+    others = {"MatMulIntegerToFloat", "MatMulNBits", "NhwcMaxPool", "QGemm"}
+    ops = _optimized_ops(path)
+    return Counter({name: ops[name] for name in ops if name.startswith("QLinear") or name in others})
+
+
+@pytest.fixture(scope="session")
+def optimized_ops() -> Callable[[Path], Counter[str]]:
+    return _optimized_ops
+
+
+@pytest.fixture(scope="session")
+def integer_ops() -> Callable[[Path], Counter[str]]:
+    return _integer_ops
