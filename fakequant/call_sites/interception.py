@@ -45,6 +45,10 @@ class CallSite(nn.Module):
         super().__init__()
         self.kind = kind
         self.weights = tuple(weights)
+        self.targets: dict[str, frozenset[str]] = {}
+        """Operand -> the targets that want it quantized."""
+        self.stand_by: frozenset[str] = frozenset()
+        """The operands that the present target does not want quantized."""
 
     @property
     def weight_quantizers(self) -> list[TensorQuantizer]:
@@ -77,7 +81,14 @@ class CallSite(nn.Module):
         chosen: dict[str, Any] = {f"{name}_quantizer": quantizer or _identity for name, quantizer in quantizers.items()}
         return attention(*args, **{**kwargs, **chosen})
 
+    @property
+    def in_use(self) -> "list[TensorQuantizer | PerCall]":
+        """The quantizers of the operands that the present target wants quantized."""
+        return [q for operand, q in self._modules.items() if operand not in self.stand_by]  # type: ignore[misc]
+
     def _quantizer(self, operand: str, running: "Interception") -> TensorQuantizer | None:
+        if operand in self.stand_by:
+            return None
         quantizer = self._modules.get(operand)
         return quantizer.of_call(running) if isinstance(quantizer, PerCall) else quantizer  # type: ignore[return-value]
 
@@ -119,8 +130,7 @@ class CallSites(nn.Module):
         """Whether a forward would be the same without it: no quantizer is active, nothing is counted."""
         if self.counts_calls:
             return False
-        quantizers = [quantizer for site in self._modules.values() for quantizer in site._modules.values()]  # type: ignore[union-attr]
-        return not any(quantizer.is_active for quantizer in quantizers)  # type: ignore[union-attr]
+        return not any(quantizer.is_active for site in self._modules.values() for quantizer in site.in_use)  # type: ignore[union-attr]
 
     def _report(self, name: str, owner: nn.Module) -> None:
         if name in self.reported:

@@ -10,6 +10,7 @@ from fakequant.call_sites.tensor_graph import Call, TensorGraph, Value
 from fakequant.placement.attention import find_attentions, why_too_long
 from fakequant.placement.decision import SOFTMAX, Decision, Overrides
 from fakequant.placement.fusion import distances, fused_convolution, only_readers
+from fakequant.placement.layers import why_no_layer
 from fakequant.placement.sizes import too_small
 from fakequant.placement.squeeze_excite import Gate, find_gates
 
@@ -69,29 +70,19 @@ class _Placement:
     def _weighted(self, in_gates: set[Call]) -> None:
         for call in self._graph.calls:
             if call.role is Role.WEIGHTED:
-                self._weighted_call(call, 0, 1, in_gates)
+                self._weighted_call(call, in_gates)
             elif call.role is Role.PRODUCT:
                 constants = [index for index in (0, 1) if (v := call.operand(index)) is not None and v.is_constant]
                 if constants == [1]:
-                    self._weighted_call(call, 0, 1, in_gates)
+                    self._weighted_call(call, in_gates)
 
-    def _weighted_call(self, call: Call, data: int, weight: int, in_gates: set[Call]) -> None:
-        value, kernel = call.operand(data), call.operand(weight)
-        if value is None or kernel is None:
-            reason = "its weight is no tensor"
-        elif not value.is_activation:
-            reason = "computed from constants only"
-        elif not kernel.is_constant:
-            reason = "its weight is computed from the input"
-        elif call.role is Role.PRODUCT and len(kernel.shape) != 2:
-            reason = "a batched weight has no channel axis"
-        elif call in in_gates:
+    def _weighted_call(self, call: Call, in_gates: set[Call]) -> None:
+        reason = why_no_layer(call)
+        if not reason and call in in_gates:
             reason = "squeeze-and-excite gate: matrix-vector products on one pixel"
-        else:
-            reason = too_small(call)
-        quantized = not reason
-        self._decide(call, data, quantized, reason or "input of a weighted layer (R30)")
-        self._decide(call, weight, quantized, reason or "weight (R30)", is_weight=True)
+        reason = reason or too_small(call)
+        self._decide(call, 0, not reason, reason or "input of a weighted layer (R30)")
+        self._decide(call, 1, not reason, reason or "weight (R30)", is_weight=True)
 
     def _custom(self) -> None:
         for call in self._graph.calls:
