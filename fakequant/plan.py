@@ -112,7 +112,7 @@ def plan(model: nn.Module, example_inputs: Any, target: str = "tensorrt", recipe
         for where, placed in _placed(graph, other, chosen.for_target(other), layers, positions).items():
             found[where][other] = placed
     calls = {placed.decisions[0].call for by_target in found.values() for placed in by_target.values()}
-    chosen.check_matches({call.name: layers.type_name(call) for call in calls}, positions)
+    chosen.for_target(target).check_matches({call.name: layers.type_name(call) for call in calls}, positions)
     order = {call.name: index for index, call in reversed(list(enumerate(graph.calls)))}
     slots = tuple(
         _slot(found[where], target, groups) for where in sorted(found, key=lambda where: (order[where[0]], where[1]))

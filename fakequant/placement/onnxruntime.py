@@ -9,6 +9,7 @@ dequantized values. Measured for ONNX Runtime 1.31.
 from fakequant.call_sites.ops import KIND_OF, Role
 from fakequant.call_sites.tensor_graph import Call, TensorGraph, Value, sole_use
 from fakequant.placement.decision import Decision, Overrides
+from fakequant.placement.decisions import Decisions
 from fakequant.placement.fusion import is_convolution
 from fakequant.placement.groups import preserves_scale
 from fakequant.placement.layers import why_no_layer
@@ -23,8 +24,7 @@ def place(graph: TensorGraph, overrides: Overrides) -> list[Decision]:
 class _Placement:
     def __init__(self, graph: TensorGraph, overrides: Overrides) -> None:
         self._graph = graph
-        self._overrides = overrides
-        self._decisions: dict[tuple[Call, int], Decision] = {}
+        self._decisions = Decisions(overrides)
         self._sites = set(KIND_OF.values())
         self._carried: set[Value] = set()
 
@@ -36,35 +36,19 @@ class _Placement:
             self._spread(call)
         for call in self._graph.calls:
             self._edges(call)
-        order = {call: index for index, call in enumerate(self._graph.calls)}
-        return sorted(self._decisions.values(), key=lambda decision: order[decision.call])
-
-    def _decide(self, call: Call, operand: int, quantized: bool, reason: str, is_weight: bool = False) -> None:
-        override = self._overrides(call, is_weight)
-        if override is not None and not override.quantized:
-            quantized, reason = False, override.reason
-        elif override is not None and not quantized and call.operand(operand) is not None:
-            quantized, reason = True, override.reason
-        self._decisions.setdefault((call, operand), Decision(call, operand, quantized, reason, is_weight))
-
-    def _is_quantized(self, call: Call, operand: int = 0) -> bool:
-        decision = self._decisions.get((call, operand))
-        return decision is not None and decision.quantized
+        return self._decisions.in_order(self._graph)
 
     # Layers.
 
     def _layer(self, call: Call) -> None:
-        if call.role is Role.CUSTOM and call.op is not None:
-            for operand, name in enumerate(call.op.operands):
-                if call.operand(operand) is not None and name in (*call.op.quantized, *call.op.weights):
-                    self._decide(call, operand, True, "registered custom op", name in call.op.weights)
+        self._decisions.decide_custom(call)
         weight = call.operand(1)
         is_product = call.role is Role.PRODUCT and weight is not None and weight.is_constant
         if call.role is not Role.WEIGHTED and not is_product:
             return
         reason = why_no_layer(call) or self._why_no_kernel(call)
-        self._decide(call, 0, not reason, reason or "input of a weighted layer")
-        self._decide(call, 1, not reason, reason or "weight", is_weight=True)
+        self._decisions.decide(call, 0, not reason, reason or "input of a weighted layer")
+        self._decisions.decide(call, 1, not reason, reason or "weight", is_weight=True)
 
     def _why_no_kernel(self, call: Call) -> str:
         if call.kind.startswith("conv_transpose"):
@@ -78,7 +62,7 @@ class _Placement:
     def _takes_quantizer(self, call: Call) -> bool:
         """Whether a quantizer can stand on an operand of a call."""
         if call.role is Role.WEIGHTED and call.is_module:
-            return self._is_quantized(call)
+            return self._decisions.is_quantized(call)
         return call.is_module or call.kind in self._sites
 
     def _can_be_carried(self, value: Value) -> bool:
@@ -96,7 +80,7 @@ class _Placement:
     def _spread(self, call: Call) -> None:
         """Let values behind quantized ones be quantized too where there is an integer kernel between."""
         operands = dict(self._graph.activations(call))
-        if is_convolution(call) and self._is_quantized(call):
+        if is_convolution(call) and self._decisions.is_quantized(call):
             self._carried.add(_end(call))
         reached = any(value in self._carried for value in operands.values())
         if not reached:
@@ -118,11 +102,11 @@ class _Placement:
             return
         for operand, value in self._graph.activations(call):
             if value not in self._carried:
-                self._decide(call, operand, False, "reads no tensor that an integer kernel makes")
+                self._decisions.decide(call, operand, False, "reads no tensor that an integer kernel makes")
             elif not self._takes_quantizer(call):
-                self._decide(call, operand, False, "a float layer")
+                self._decisions.decide(call, operand, False, "a float layer")
             else:
-                self._decide(call, operand, True, "reads a tensor that an integer kernel makes or takes")
+                self._decisions.decide(call, operand, True, "reads a tensor that an integer kernel makes or takes")
 
 
 def _end(convolution: Call) -> Value:
