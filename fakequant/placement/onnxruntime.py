@@ -24,14 +24,15 @@ def place(graph: TensorGraph, overrides: Overrides) -> list[Decision]:
 class _Placement:
     def __init__(self, graph: TensorGraph, overrides: Overrides) -> None:
         self._graph = graph
+        self._overrides = overrides
         self._decisions = Decisions(overrides)
+        self._float: dict[str, str] = {}
+        """Layers that stay float -> why; one that is called several times does so for all of its calls."""
         self._sites = set(KIND_OF.values())
         self._carried: set[Value] = set()
 
     def run(self) -> list[Decision]:
-        # From the back: whether a convolution can be followed by a Q depends on who reads it.
-        for call in reversed(self._graph.calls):
-            self._layer(call)
+        self._layers()
         for call in self._graph.calls:
             self._spread(call)
         for call in self._graph.calls:
@@ -40,15 +41,27 @@ class _Placement:
 
     # Layers.
 
+    def _layers(self) -> None:
+        """Decide about layers until no other call of one, or layer behind it, changes that."""
+        known = -1
+        while known < len(self._float):
+            known = len(self._float)
+            self._decisions = Decisions(self._overrides)
+            # From the back: whether a convolution can be followed by a Q depends on who reads it.
+            for call in reversed(self._graph.calls):
+                self._layer(call)
+
     def _layer(self, call: Call) -> None:
         self._decisions.decide_custom(call)
         weight = call.operand(1)
         is_product = call.role is Role.PRODUCT and weight is not None and weight.is_constant
         if call.role is not Role.WEIGHTED and not is_product:
             return
-        reason = why_no_layer(call) or self._why_no_kernel(call)
+        reason = self._float.get(call.name) or why_no_layer(call) or self._why_no_kernel(call)
         self._decisions.decide(call, 0, not reason, reason or "input of a weighted layer")
         self._decisions.decide(call, 1, not reason, reason or "weight", is_weight=True)
+        if reason:
+            self._float.setdefault(call.name, reason)
 
     def _why_no_kernel(self, call: Call) -> str:
         if call.kind.startswith("conv_transpose"):

@@ -116,7 +116,7 @@ def test_quantization_moves_the_output(net, models, batch):
 def test_every_site_matters(net, batch):
     before = net(batch)
     for name in ("block1.add_0", "block2.add_0", "mean_0"):
-        (quantizer,) = site(net, name)._modules.values()
+        (quantizer,) = site(net, name).in_use
         quantizers = [quantizer] if isinstance(quantizer, fq.TensorQuantizer) else list(quantizer.children())
         for each in quantizers:
             each.disable()
@@ -694,7 +694,7 @@ def test_an_item_of_a_sequential_that_runs_in_training_only_is_not_counted(quant
 def test_owners_in_owners_count_for_themselves(quantized, batch):
     inner = Owner(nn.Identity())
     model = quantized(Lambda(lambda m, x: m.inner(x) * 2 + m.inner(x) + x, inner=inner), "*add_0", "add_1")
-    each = {name: s._modules for name, s in call_sites(model)}
+    each = {name: s._modules for name, s in call_sites(model) if s.in_use}
     assert set(each) == {"inner.add_0", "add_0", "add_1"}
     expected, skip = [], each["inner.add_0"]["other"]
     for call in range(2):
@@ -844,7 +844,7 @@ def meets(model, batch):
     """Return {name: how often} the input quantizers are called in one forward."""
     counts, handles = {}, []
     for name, quantizer in named_quantizers(model):
-        if "_weight" not in name:
+        if "_weight" not in name and quantizer.is_enabled:
             counts[name] = 0
             count = lambda m, a, name=name: counts.__setitem__(name, counts[name] + 1)  # noqa: E731
             handles.append(quantizer.register_forward_pre_hook(count))
