@@ -22,12 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
+from fakequant.call_sites.containers import CALL_SITES, hiding_base
 from fakequant.call_sites.ops import IN_PLACE, KIND_OF, op_named, operands, with_operand
 from fakequant.errors import InvalidValueError
 from fakequant.nn import TensorQuantizer
 from fakequant.nn.functional import attention
-
-CALL_SITES = "_call_sites"
 
 _NEW_OBJECT = getattr(copyreg, "__newobj__")  # noqa: B009 - its stub has no such name
 """What object.__reduce_ex__ rebuilds instances with."""
@@ -242,6 +241,8 @@ class Intercepted(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's own forward with its call sites quantized."""
+        if CALL_SITES not in self._modules:  # a slice of a container has its class and no sites
+            return super().forward(*args, **kwargs)
         running = _running()
         if running is None:
             if self._modules[CALL_SITES].is_idle:  # type: ignore[union-attr]
@@ -288,7 +289,7 @@ def _intercepted(cls: type[nn.Module]) -> type[Intercepted]:
 
         names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
         made: Any = type(cls)  # the metaclass, which is not always type
-        bases = (Intercepted, cls)
+        bases = (Intercepted, *hiding_base(cls), cls)
         _INTERCEPTED[cls] = made(cls.__name__, bases, {**names, "intercepted_class": cls, "forward": forward})
     return _INTERCEPTED[cls]
 

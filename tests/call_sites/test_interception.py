@@ -770,6 +770,70 @@ def test_hooks_see_what_they_saw_before(kind, quantized, batch):
     assert set(seen) == {("Owner", True)}
 
 
+# Owners that iterate over themselves.
+
+
+class Sequence(nn.Sequential):
+    """Calls its items and adds the input."""
+
+    def forward(self, x):
+        y = x
+        for layer in self:
+            y = layer(y)
+        assert len(self) == 2
+        return y + x
+
+
+class ByName(nn.ModuleDict):
+    """As torchvision's DenseBlock."""
+
+    def forward(self, x):
+        y = x
+        for layer in self.values():
+            y = layer(y)
+        assert list(self) == list(self.keys()) == [name for name, _ in self.items()] == ["conv", "norm"]
+        return y + x
+
+
+class ByNumber(nn.ModuleList):
+    """Calls its items by number."""
+
+    def forward(self, x):
+        y = x
+        for index in range(len(self)):
+            y = self[index](y)
+        assert self[-1] is list(self)[1]
+        return y + x
+
+
+CONTAINERS = {
+    "Sequential": lambda: Sequence(*conv_bn()),
+    "ModuleDict": lambda: ByName(zip(("conv", "norm"), conv_bn(), strict=True)),
+    "ModuleList": lambda: ByNumber(conv_bn()),
+}
+each_container = pytest.mark.parametrize("container", CONTAINERS)
+
+
+@each_container
+def test_a_container_does_not_meet_its_sites(container, quantized, batch):
+    model = quantized(CONTAINERS[container](), "add_0")
+    each = site(model, "add_0")._modules
+    conv, norm = [m for name, m in model.named_children() if name != "_call_sites"]
+    assert_same(model(batch), each["input"](norm(conv(batch))) + each["other"](batch))
+
+
+@each_container
+def test_nor_when_it_is_compiled(container, quantized, batch):
+    model = quantized(CONTAINERS[container](), "add_0")
+    assert_close(torch.compile(model, fullgraph=True, backend="eager")(batch), model(batch))
+
+
+def test_a_slice_of_a_container_runs(quantized, batch):
+    model = quantized(nn.Sequential(Sequence(*conv_bn()), nn.ReLU()), "0.add_0")
+    expected = next(iter(model[0]))(batch)
+    assert_same(model[0][:1].double().float()[0](batch), expected)
+
+
 # Control flow that changes.
 
 
