@@ -30,6 +30,7 @@ from fakequant.qat import freeze_batchnorm, unfreeze_batchnorm
 from fakequant.quant_modules import deactivate, enable_onnx_export, initialize, patched_torch_nn
 from fakequant.recipe import Grid, Recipe, Rule, preset
 from fakequant.recipe_file import load_recipe, parse_recipe
+from fakequant.retarget import retarget
 from fakequant.summary import print_quant_summary, quant_summary
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ __all__ = [
     "quant_summary",
     "quantize",
     "register_op",
+    "retarget",
     "save_amax",
     "tensor_quant",
     "unfreeze_batchnorm",

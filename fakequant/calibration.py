@@ -23,6 +23,7 @@ from fakequant.errors import CalibrationError, InvalidTypeError, InvalidValueErr
 from fakequant.nn import QuantMixin, TensorQuantizer
 from fakequant.nn.modes import evaluating
 from fakequant.nn.walk import named_quantizers, weights_of_quantizers
+from fakequant.retarget import every_target
 
 Forward: TypeAlias = Callable[[nn.Module, Any], Any]
 """(model, batch) -> anything; runs the model once on one batch."""
@@ -170,22 +171,23 @@ def calibrate(
     """
     if num_batches is not None and num_batches < 0:
         raise InvalidValueError(f"num_batches: expected None or at least 0, got {num_batches}")
-    quantizers = {name: q for name, q in named_quantizers(model) if q.is_enabled and q.descriptor.amax is None}
-    if not quantizers:
-        raise InvalidValueError("model: expected at least one enabled quantizer without a fixed amax, got none")
-    owners = weights_of_quantizers(model)
-    in_sites = {quantizer for _, site in call_sites(model) for quantizer in site.weight_quantizers}
-    # A weight of a functional call is seen where it is used; None stands for "no module to read it from".
-    weights = {name: owners.get(q) for name, q in quantizers.items() if q in owners or q in in_sites}
-    activations = {name: q for name, q in quantizers.items() if q not in owners}
-    calibrators = {
-        name: _calibrator(q, weight_method if name in weights else method) for name, q in activations.items()
-    }
-    for name in weights:
-        _calibrator(quantizers[name], weight_method)  # an unknown method is refused before any data is read
-    met = _Met()
-    with _collecting(model, activations, calibrators, met), evaluating(model):
-        done = _run(model, data, num_batches, forward or _feed, progress, met)
+    with every_target(model):
+        quantizers = {name: q for name, q in named_quantizers(model) if q.is_enabled and q.descriptor.amax is None}
+        if not quantizers:
+            raise InvalidValueError("model: expected at least one enabled quantizer without a fixed amax, got none")
+        owners = weights_of_quantizers(model)
+        in_sites = {quantizer for _, site in call_sites(model) for quantizer in site.weight_quantizers}
+        # A weight of a functional call is seen where it is used; None stands for "no module to read it from".
+        weights = {name: owners.get(q) for name, q in quantizers.items() if q in owners or q in in_sites}
+        activations = {name: q for name, q in quantizers.items() if q not in owners}
+        calibrators = {
+            name: _calibrator(q, weight_method if name in weights else method) for name, q in activations.items()
+        }
+        for name in weights:
+            _calibrator(quantizers[name], weight_method)  # an unknown method is refused before any data is read
+        met = _Met()
+        with _collecting(model, activations, calibrators, met), evaluating(model):
+            done = _run(model, data, num_batches, forward or _feed, progress, met)
     if not done:
         raise CalibrationError(f"data: expected at least one batch, got none; no range for {', '.join(quantizers)}")
     never = [name for name in activations if name not in met.called]

@@ -24,6 +24,7 @@ from fakequant.nn.walk import named_quantizers
 from fakequant.placement import check_target
 from fakequant.plan import plan
 from fakequant.recipe import Grid, Recipe, Rule, as_recipe
+from fakequant.retarget import QUANTIZED_FOR
 
 
 def quantize(
@@ -60,9 +61,9 @@ def quantize(
     if not isinstance(model, nn.Module):
         raise InvalidTypeError(f"model: expected an nn.Module, got {type(model).__name__}")
     check_target(target)
-    rules = as_recipe(recipe).for_target(target)
     if example_inputs is not None:
-        return _quantize_placed(model, rules, example_inputs, target)
+        return _quantize_placed(model, as_recipe(recipe), example_inputs, target)
+    rules = as_recipe(recipe).for_target(target)
     modules = dict(model.named_modules())
     rules.check_matches({name: _type_name(m) for name, m in modules.items() if _is_quantizable(m)})
     inside_attention = {
@@ -130,6 +131,9 @@ def dequantize(model: nn.Module) -> nn.Module:
 
 def _make_float(module: nn.Module) -> None:
     release(module)
+    if vars(module).pop(QUANTIZED_FOR, None) and not isinstance(module, QuantInputMixin):
+        for child in (INPUT_QUANTIZER, WEIGHT_QUANTIZER):
+            module._modules.pop(child, None)
     if not isinstance(module, QuantInputMixin) or not _is_quantizable(module):
         return
     for child in (INPUT_QUANTIZER, WEIGHT_QUANTIZER):

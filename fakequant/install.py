@@ -1,15 +1,18 @@
 """From a plan to quantizers: every slot gets its own, or the one that it shares."""
 
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 
 from torch import nn
 
 from fakequant.call_sites import KIND_OF, CallSite, CallSites, PerCall, TensorGraph, hide, intercept, is_owner
 from fakequant.descriptor import QuantDescriptor
+from fakequant.errors import RecipeError
 from fakequant.nn import QuantInputMixin, TensorQuantizer, quantized_class_of
 from fakequant.nn.modules.quant_module import INPUT_QUANTIZER, WEIGHT_QUANTIZER
+from fakequant.placement import takes_unsigned, targets
 from fakequant.plan import Plan, Slot
+from fakequant.retarget import QUANTIZED_FOR, retarget
 
 
 def install(model: nn.Module, plan: Plan) -> None:
@@ -21,7 +24,7 @@ class _Installation:
     def __init__(self, model: nn.Module, plan: Plan) -> None:
         self._modules = dict(model.named_modules())
         self._plan = plan
-        self._quantizers: dict[tuple[Hashable, QuantDescriptor], TensorQuantizer] = {}
+        self._quantizers: dict[tuple[Hashable, frozenset[QuantDescriptor]], TensorQuantizer] = {}
         self._has_per_call = False
 
     def run(self) -> None:
@@ -41,22 +44,33 @@ class _Installation:
         for name, module in self._modules.items():
             if is_owner(module):
                 self._hide_callees(name, module)
+        retarget(self._modules[""], self._plan.target)
 
     def _quantizer(self, slot: Slot) -> TensorQuantizer | PerCall:
-        assert slot.descriptor is not None
         found = []
+        grids = frozenset(slot.grids.values())
         for key in slot.keys:
-            if (key, slot.descriptor) not in self._quantizers:
-                self._quantizers[key, slot.descriptor] = TensorQuantizer(slot.descriptor)
-            found.append(self._quantizers[key, slot.descriptor])
+            if (key, grids) not in self._quantizers:
+                self._quantizers[key, grids] = self._new(key, slot.grids)
+            found.append(self._quantizers[key, grids])
         if len(set(found)) == 1:
             return found[0]
         self._has_per_call = True
         return PerCall(slot.name, found)
 
+    def _new(self, key: Hashable, grids: Mapping[str, QuantDescriptor]) -> TensorQuantizer:
+        any_grid = next(iter(grids.values()))
+        quantizer = TensorQuantizer(grids.get(self._plan.target, any_grid))
+        for target in targets():
+            grid = grids.get(target, any_grid)
+            from_zero = takes_unsigned(target) and key in self._plan.from_zero and not (grid.is_fp8 or grid.learn_amax)
+            quantizer.grids[target] = grid.replace(unsigned=True) if from_zero else grid
+        return quantizer
+
     def _convert(self, module: nn.Module, slots: list[Slot]) -> None:
+        wanted = _targets_of_layer(slots)
         if not isinstance(module, QuantInputMixin):
-            if all(slot.descriptor is None for slot in slots):
+            if not wanted:
                 return
             quantized_class = quantized_class_of(type(module))
             assert quantized_class is not None
@@ -65,20 +79,23 @@ class _Installation:
             module.init_quantizer()
         for slot in slots:
             child = WEIGHT_QUANTIZER if slot.is_weight else INPUT_QUANTIZER
-            if slot.descriptor is None:
-                module._modules[child].disable()  # type: ignore[union-attr, operator]
-            else:
+            if slot.grids:
                 module._modules[child] = self._quantizer(slot)
+            else:
+                module._modules[child].disable()  # type: ignore[union-attr, operator]
+        if wanted and wanted != frozenset(targets()):
+            setattr(module, QUANTIZED_FOR, wanted)
 
     def _own(self, name: str, calls: dict[str, list[Slot]]) -> None:
         installed = []
         for site_name, slots in calls.items():
-            quantized = [slot for slot in slots if slot.descriptor is not None]
+            quantized = [slot for slot in slots if slot.grids]
             if not quantized:
                 continue
             site = CallSite(slots[0].call.kind, [slot.operand_name for slot in quantized if slot.is_weight])
             for slot in quantized:
                 site.add_module(slot.operand_name, self._quantizer(slot))
+                site.targets[slot.operand_name] = frozenset(slot.grids)
             installed.append((site_name, site))
         # Calls are counted from the beginning of the model's forward; the model itself comes last.
         counts_calls = self._has_per_call and not name
@@ -100,6 +117,17 @@ class _Installation:
                 called.append(child)
         for module in called:
             hide(module)
+
+
+def _targets_of_layer(slots: list[Slot]) -> frozenset[str]:
+    """Return the targets that want a layer quantized."""
+    wanted = {slot.operand_name: frozenset(slot.grids) for slot in slots if slot.grids}
+    if len(set(wanted.values())) > 1:
+        found = ", ".join(f"{name} for {' and '.join(sorted(targets))}" for name, targets in wanted.items())
+        raise RecipeError(
+            f"{slots[0].call.name}: expected rules that leave the layer as a whole float for a target, got {found}"
+        )
+    return next(iter(wanted.values()), frozenset())
 
 
 def _seen(graph: TensorGraph, name: str) -> dict[str, int]:

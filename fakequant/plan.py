@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from typing import Any
 
 from torch import nn
@@ -22,7 +22,9 @@ from fakequant.placement import (
     check_target,
     is_layer,
     layer_positions,
+    never_negative,
     place,
+    targets,
 )
 from fakequant.recipe import Recipe, Rule, as_recipe
 
@@ -34,15 +36,15 @@ class Slot:
     Args:
         call: the first of them.
         operand: which operand.
-        descriptor: the grid, None for float.
-        reason: why there is a quantizer, or why not.
+        grids: of the targets that want a quantizer.
+        reason: why the target of the plan wants one, or why not.
         keys: one a call; slots and calls with equal keys and grids share one quantizer.
         is_weight: the operand is a weight.
     """
 
     call: Call
     operand: int
-    descriptor: QuantDescriptor | None
+    grids: Mapping[str, QuantDescriptor]
     reason: str
     keys: tuple[Hashable, ...]
     is_weight: bool
@@ -63,14 +65,16 @@ class Plan:
     """What quantization will do to a model; ``print`` it.
 
     Args:
-        target: that the placement is for.
-        slots: in order of execution.
+        target: that the plan is for.
+        slots: in order of execution, also those that only other targets want.
+        from_zero: keys of tensors that are never negative.
         graph: of the example forward.
         report: the same for reading.
     """
 
     target: str
     slots: tuple[Slot, ...]
+    from_zero: frozenset[Hashable]
     graph: TensorGraph
     report: ConversionReport
 
@@ -99,24 +103,49 @@ def plan(model: nn.Module, example_inputs: Any, target: str = "tensorrt", recipe
     1 of 1 Conv2d quantized
     """
     check_target(target)
-    chosen = as_recipe(recipe).for_target(target)
+    chosen = as_recipe(recipe)
     _check_is_new(model)
     graph = record(model, *_arguments(example_inputs))
-    positions = layer_positions(graph)
-    layers = Layers(model)
+    layers, groups, positions = Layers(model), Groups(graph), layer_positions(graph)
+    found: defaultdict[tuple[str, int], dict[str, _Placed]] = defaultdict(dict)
+    for other in (target, *(name for name in targets() if name != target)):
+        for where, placed in _placed(graph, other, chosen.for_target(other), layers, positions).items():
+            found[where][other] = placed
+    calls = {placed.decisions[0].call for by_target in found.values() for placed in by_target.values()}
+    chosen.for_target(target).check_matches({call.name: layers.type_name(call) for call in calls}, positions)
+    order = {call.name: index for index, call in reversed(list(enumerate(graph.calls)))}
+    slots = tuple(
+        _slot(found[where], target, groups) for where in sorted(found, key=lambda where: (order[where[0]], where[1]))
+    )
+    from_zero = frozenset(("group", value.index) for value in never_negative(graph, groups))
+    return Plan(target, slots, from_zero, graph, _report(model, slots, target, layers))
 
+
+@dataclasses.dataclass(frozen=True)
+class _Placed:
+    """What one target decides about one operand, over all calls."""
+
+    decisions: list[Decision]
+    grid: QuantDescriptor | None
+    reason: str
+
+
+def _placed(
+    graph: TensorGraph,
+    target: str,
+    recipe: Recipe,
+    layers: Layers,
+    positions: Mapping[str, Collection[str]],
+) -> dict[tuple[str, int], _Placed]:
     def rule_of(call: Call) -> Rule:
         name, type_name = call.name, layers.type_name(call)
-        return chosen.decide(name, type_name, positions[name]) if is_layer(call) else chosen.decide_op(name, type_name)
+        return recipe.decide(name, type_name, positions[name]) if is_layer(call) else recipe.decide_op(name, type_name)
 
     decisions = place(graph, target, lambda call, is_weight: _override(call, is_weight, rule_of(call), layers))
-    chosen.check_matches({d.call.name: layers.type_name(d.call) for d in decisions}, positions)
-    groups = Groups(graph)
-    by_slot: defaultdict[tuple[str, int], list[Decision]] = defaultdict(list)
+    by_operand: defaultdict[tuple[str, int], list[Decision]] = defaultdict(list)
     for decision in decisions:
-        by_slot[decision.call.name, decision.operand].append(decision)
-    slots = tuple(_slot(found, rule_of(found[0].call), layers, groups) for found in by_slot.values())
-    return Plan(target, slots, graph, _report(model, slots, layers))
+        by_operand[decision.call.name, decision.operand].append(decision)
+    return {where: _of_one_operand(calls, rule_of(calls[0].call), layers) for where, calls in by_operand.items()}
 
 
 def _check_is_new(model: nn.Module) -> None:
@@ -150,18 +179,29 @@ def _override(call: Call, is_weight: bool, rule: Rule, layers: Layers) -> Overri
     return Override(True, f"rule {rule.name!r} asks for it") if rule.force else None
 
 
-def _slot(calls: list[Decision], rule: Rule, layers: Layers, groups: Groups) -> Slot:
+def _of_one_operand(calls: list[Decision], rule: Rule, layers: Layers) -> _Placed:
     first = calls[0]
     deciding = next((decision for decision in calls if not decision.quantized), first)
-    descriptor = None
-    if deciding.quantized:
-        grid = rule.weight if first.is_weight else rule.input
-        chosen = grid if isinstance(grid, QuantDescriptor) else layers.default_grid(first)
-        descriptor = checked_grid(f"{first.call.name}.{first.operand_name}", chosen)
-        if first.amax is not None:
-            descriptor = descriptor.replace(amax=first.amax)
-    keys = tuple(_key(decision, groups) for decision in calls)
-    return Slot(first.call, first.operand, descriptor, deciding.reason, keys, first.is_weight)
+    if not deciding.quantized:
+        return _Placed(calls, None, deciding.reason)
+    grid = rule.weight if first.is_weight else rule.input
+    chosen = grid if isinstance(grid, QuantDescriptor) else layers.default_grid(first)
+    chosen = checked_grid(f"{first.call.name}.{first.operand_name}", chosen)
+    return _Placed(calls, chosen if first.amax is None else chosen.replace(amax=first.amax), deciding.reason)
+
+
+def _slot(placed: Mapping[str, _Placed], target: str, groups: Groups) -> Slot:
+    of_target = placed.get(target)
+    chosen = next((one for one in placed.values() if one.grid is not None), next(iter(placed.values())))
+    first = chosen.decisions[0]
+    return Slot(
+        first.call,
+        first.operand,
+        {name: one.grid for name, one in placed.items() if one.grid is not None},
+        "no decision" if of_target is None else of_target.reason,
+        tuple(_key(decision, groups) for decision in chosen.decisions),
+        first.is_weight,
+    )
 
 
 def _key(decision: Decision, groups: Groups) -> Hashable:
@@ -173,17 +213,18 @@ def _key(decision: Decision, groups: Groups) -> Hashable:
     return ("value", value.index) if decision.own_range else ("group", groups.of(value).index)
 
 
-def _report(model: nn.Module, slots: tuple[Slot, ...], layers: Layers) -> ConversionReport:
+def _report(model: nn.Module, slots: tuple[Slot, ...], target: str, layers: Layers) -> ConversionReport:
     reports: dict[str, LayerReport] = {}
     for slot in slots:
         if not is_layer(slot.call):
             continue
         name = slot.call.name
         layer = reports.get(name, LayerReport(name, layers.type_name(slot.call), reason=slot.reason))
-        if slot.descriptor is not None and slot.is_weight:
-            layer = dataclasses.replace(layer, reason="", weight=slot.descriptor)
-        elif slot.descriptor is not None:
-            layer = dataclasses.replace(layer, reason="", input=slot.descriptor)
+        grid = slot.grids.get(target)
+        if grid is not None and slot.is_weight:
+            layer = dataclasses.replace(layer, reason="", weight=grid)
+        elif grid is not None:
+            layer = dataclasses.replace(layer, reason="", input=grid)
         reports[name] = layer
     weighted = tuple(float_class for float_class, cls in registered() if issubclass(cls, QuantMixin))
     called = {slot.call.module for slot in slots if is_layer(slot.call)}
@@ -194,9 +235,8 @@ def _report(model: nn.Module, slots: tuple[Slot, ...], layers: Layers) -> Conver
     first: dict[Hashable, str] = {}
     edges = []
     for slot in slots:
-        shared = {first.setdefault((key, slot.descriptor), slot.name) for key in slot.keys}
-        with_ = tuple(sorted(shared - {slot.name})) if slot.descriptor is not None else ()
-        edges.append(
-            EdgeReport(slot.name, layers.type_name(slot.call), slot.descriptor, slot.reason, with_, slot.is_weight)
-        )
+        grid = slot.grids.get(target)
+        shared = set() if grid is None else {first.setdefault((key, grid), slot.name) for key in slot.keys}
+        with_ = tuple(sorted(shared - {slot.name}))
+        edges.append(EdgeReport(slot.name, layers.type_name(slot.call), grid, slot.reason, with_, slot.is_weight))
     return ConversionReport(tuple(reports.values()), tuple(edges))

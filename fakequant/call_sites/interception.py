@@ -22,12 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
+from fakequant.call_sites.containers import CALL_SITES, hiding_base
 from fakequant.call_sites.ops import IN_PLACE, KIND_OF, op_named, operands, with_operand
 from fakequant.errors import InvalidValueError
 from fakequant.nn import TensorQuantizer
 from fakequant.nn.functional import attention
-
-CALL_SITES = "_call_sites"
 
 _NEW_OBJECT = getattr(copyreg, "__newobj__")  # noqa: B009 - its stub has no such name
 """What object.__reduce_ex__ rebuilds instances with."""
@@ -45,6 +44,10 @@ class CallSite(nn.Module):
         super().__init__()
         self.kind = kind
         self.weights = tuple(weights)
+        self.targets: dict[str, frozenset[str]] = {}
+        """Operand -> the targets that want it quantized."""
+        self.stand_by: frozenset[str] = frozenset()
+        """The operands that the present target does not want quantized."""
 
     @property
     def weight_quantizers(self) -> list[TensorQuantizer]:
@@ -77,7 +80,14 @@ class CallSite(nn.Module):
         chosen: dict[str, Any] = {f"{name}_quantizer": quantizer or _identity for name, quantizer in quantizers.items()}
         return attention(*args, **{**kwargs, **chosen})
 
+    @property
+    def in_use(self) -> "list[TensorQuantizer | PerCall]":
+        """The quantizers of the operands that the present target wants quantized."""
+        return [q for operand, q in self._modules.items() if operand not in self.stand_by]  # type: ignore[misc]
+
     def _quantizer(self, operand: str, running: "Interception") -> TensorQuantizer | None:
+        if operand in self.stand_by:
+            return None
         quantizer = self._modules.get(operand)
         return quantizer.of_call(running) if isinstance(quantizer, PerCall) else quantizer  # type: ignore[return-value]
 
@@ -119,8 +129,7 @@ class CallSites(nn.Module):
         """Whether a forward would be the same without it: no quantizer is active, nothing is counted."""
         if self.counts_calls:
             return False
-        quantizers = [quantizer for site in self._modules.values() for quantizer in site._modules.values()]  # type: ignore[union-attr]
-        return not any(quantizer.is_active for quantizer in quantizers)  # type: ignore[union-attr]
+        return not any(quantizer.is_active for site in self._modules.values() for quantizer in site.in_use)  # type: ignore[union-attr]
 
     def _report(self, name: str, owner: nn.Module) -> None:
         if name in self.reported:
@@ -232,6 +241,8 @@ class Intercepted(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's own forward with its call sites quantized."""
+        if CALL_SITES not in self._modules:  # a slice of a container has its class and no sites
+            return super().forward(*args, **kwargs)
         running = _running()
         if running is None:
             if self._modules[CALL_SITES].is_idle:  # type: ignore[union-attr]
@@ -278,7 +289,7 @@ def _intercepted(cls: type[nn.Module]) -> type[Intercepted]:
 
         names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
         made: Any = type(cls)  # the metaclass, which is not always type
-        bases = (Intercepted, cls)
+        bases = (Intercepted, *hiding_base(cls), cls)
         _INTERCEPTED[cls] = made(cls.__name__, bases, {**names, "intercepted_class": cls, "forward": forward})
     return _INTERCEPTED[cls]
 

@@ -21,7 +21,7 @@ from fakequant.nn import QuantInputMixin, QuantMixin, TensorQuantizer, quantized
 from fakequant.nn.modes import evaluating
 from fakequant.nn.modules.transformer import unfuse
 
-_ARGUMENTS = ("dim", "mode", "value", "output_size", "is_causal", "scale", "align_corners", "dropout_p")
+_ARGUMENTS = ("dim", "mode", "value", "output_size", "is_causal", "scale", "dropout_p", "min_val", "min")
 """Plain arguments of ops that placement asks for, where they are passed by name or known by position."""
 
 _POSITIONS = {
@@ -31,6 +31,8 @@ _POSITIONS = {
     "softmax": {"dim": 1},
     "scaled_dot_product_attention": {"dropout_p": 4, "is_causal": 5, "scale": 6},
     "constant_pad_nd": {"value": 2},
+    "hardtanh": {"min_val": 1},
+    "clamp": {"min": 1},
 }
 
 

@@ -24,6 +24,7 @@ class Cut:
         quantizer: its full name in the torch model.
         call: the how-manieth call of that quantizer, from 0.
         dtype: NumPy type of its codes.
+        zero_point: the code of 0.
         given: name of the new graph input, the codes that readers see.
         computed: name of the new graph output, the codes that the file computes.
     """
@@ -31,6 +32,7 @@ class Cut:
     quantizer: str
     call: int
     dtype: np.dtype[np.generic]
+    zero_point: int
     given: str
     computed: str
 
@@ -56,5 +58,7 @@ def cut_at_quantizers(model: ir.Model) -> tuple[Cut, ...]:
             graph.outputs.append(codes)
         assert codes.dtype is not None
         call = int(node.metadata_props.get(CALL_KEY, "0"))
-        cuts.append(Cut(quantizer, call, codes.dtype.numpy(), str(given.name), str(codes.name)))
+        zero_point = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
+        zero = 0 if zero_point is None else int(zero_point.item())
+        cuts.append(Cut(quantizer, call, codes.dtype.numpy(), zero, str(given.name), str(codes.name)))
     return tuple(cuts)

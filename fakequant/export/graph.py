@@ -12,6 +12,9 @@ QUANTIZER_KEY = "fakequant.quantizer"
 CALL_KEY = "fakequant.call"
 """Node metadata: the how-manieth call of that quantizer, from 0."""
 
+TARGET_KEY = "fakequant.target"
+"""Model metadata: the target that a file was made for."""
+
 MODULE_KEY = "fakequant.module"
 """Node metadata: full name of the torch module that a node comes from."""
 

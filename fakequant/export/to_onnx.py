@@ -21,7 +21,7 @@ from torch import nn
 from fakequant.call_sites import TRANSLATIONS
 from fakequant.errors import ExportError, InvalidTypeError, InvalidValueError
 from fakequant.export.export_report import ExportReport, describe
-from fakequant.export.graph import MODULE_KEY, QUANTIZER_KEY
+from fakequant.export.graph import MODULE_KEY, QUANTIZER_KEY, TARGET_KEY
 from fakequant.export.rules.drop_metadata import DropMetadata
 from fakequant.export.rules.float_weights import FloatWeights
 from fakequant.export.rules.merge_quantizers import MergeQuantizers
@@ -32,6 +32,7 @@ from fakequant.nn import TensorQuantizer
 from fakequant.nn.modes import evaluating
 from fakequant.nn.walk import named_quantizers, quantizer_paths, weights_of_quantizers
 from fakequant.onnx_ops import channel_axis
+from fakequant.retarget import targeted
 
 MIN_OPSET, MAX_OPSET = 18, 21
 _EXTERNAL_DATA_ABOVE = 2**31 - 2**27
@@ -82,13 +83,14 @@ def export_onnx(
     chosen, file = target_named(target), Path(path)
     _check_arguments(model, args, weights, opset)
     version = opset or chosen.default_opset
-    quantizers = {name: quantizer for name, quantizer in named_quantizers(model) if quantizer.is_enabled}
-    _check_not_calibrating(model)
-    _check_quantizers(quantizers, version)
-    _check_weights(model)
-    if not file.parent.is_dir() or file.is_dir():
-        raise ExportError(f"path: expected a file in an existing folder, got {file}")
-    program = _trace(model, args, version, dynamic_shapes, input_names, output_names)
+    with targeted(model, target):
+        quantizers = {name: quantizer for name, quantizer in named_quantizers(model) if quantizer.is_enabled}
+        _check_not_calibrating(model)
+        _check_quantizers(quantizers, version)
+        _check_weights(model)
+        if not file.parent.is_dir() or file.is_dir():
+            raise ExportError(f"path: expected a file in an existing folder, got {file}")
+        program = _trace(model, args, version, dynamic_shapes, input_names, output_names)
     NameNodes(quantizer_paths(model))(program.model)
     called = _called(program.model, quantizers)
     rewrites = _rewrite(program, chosen, weights, quantizers)
@@ -201,6 +203,7 @@ def _rewrite(
         RemoveUnusedNodesPass()(model)
     NameScales()(model)
     DropMetadata()(model)
+    model.metadata_props[TARGET_KEY] = target.name
     model.producer_name, model.producer_version = "fakequant", None
     model.ir_version = 10 if model.opset_imports[""] >= 21 else 9
     return rewrites

@@ -24,12 +24,13 @@ from torch.utils import _pytree as pytree
 from fakequant.batches import model_arguments
 from fakequant.errors import InvalidTypeError, ValidationError
 from fakequant.export.cut_graph import Cut, cut_at_quantizers
-from fakequant.export.graph import produced_by
+from fakequant.export.graph import TARGET_KEY, produced_by
 from fakequant.export.kernels import WEIGHTED
 from fakequant.export.runtime import Session
 from fakequant.nn import TensorQuantizer
 from fakequant.nn.modes import evaluating
 from fakequant.nn.walk import named_quantizers
+from fakequant.retarget import targeted
 
 
 @dataclasses.dataclass
@@ -177,6 +178,7 @@ def validate_onnx(
             optimized: Session(folder / "cut.onnx", provider=provider, optimized=optimized)
             for optimized in ((False, True) if cuts else ())
         }
+        stack.enter_context(targeted(model, graph.metadata_props.get(TARGET_KEY, "tensorrt")))
         stack.enter_context(evaluating(model))
         for batch in data:
             if num_batches is not None and done >= num_batches:
@@ -259,7 +261,7 @@ def _codes(calls: dict[str, list[NDArray[Any]]], cut: Cut) -> NDArray[Any]:
             f"{cut.quantizer}: expected {cut.call + 1} calls in the model as in the file, got {len(recorded)}. "
             "Is this the model that was exported?"
         )
-    return recorded[cut.call].astype(cut.dtype)
+    return (recorded[cut.call] + cut.zero_point).astype(cut.dtype)
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

@@ -1,13 +1,15 @@
 """Which edges of the tensor graph carry a quantizer, and which share one, for each target."""
 
+import dataclasses
 from collections.abc import Callable
 
 from fakequant.call_sites import TensorGraph
 from fakequant.errors import InvalidValueError
-from fakequant.placement import tensorrt
+from fakequant.placement import onnxruntime, tensorrt
 from fakequant.placement.decision import SOFTMAX, Decision, Override, Overrides
 from fakequant.placement.groups import Groups
 from fakequant.placement.layers import is_layer, layer_positions
+from fakequant.placement.signs import never_negative
 
 __all__ = [
     "SOFTMAX",
@@ -17,10 +19,34 @@ __all__ = [
     "check_target",
     "is_layer",
     "layer_positions",
+    "never_negative",
     "place",
+    "takes_unsigned",
+    "targets",
 ]
 
-_PLACEMENTS: dict[str, Callable[[TensorGraph, Overrides], list[Decision]]] = {"tensorrt": tensorrt.place}
+
+@dataclasses.dataclass(frozen=True)
+class _Placement:
+    place: Callable[[TensorGraph, Overrides], list[Decision]]
+    takes_unsigned: bool
+    """Whether codes of tensors that are never negative start at 0."""
+
+
+_PLACEMENTS = {
+    "tensorrt": _Placement(tensorrt.place, takes_unsigned=False),
+    "onnxruntime": _Placement(onnxruntime.place, takes_unsigned=True),
+}
+
+
+def targets() -> tuple[str, ...]:
+    """Return every target that a model is placed for."""
+    return tuple(_PLACEMENTS)
+
+
+def takes_unsigned(target: str) -> bool:
+    """Whether a target wants codes from 0 for tensors that are never negative."""
+    return _PLACEMENTS[target].takes_unsigned
 
 
 def check_target(target: str) -> None:
@@ -36,4 +62,4 @@ def place(graph: TensorGraph, target: str, overrides: Overrides) -> list[Decisio
         InvalidValueError: unknown target.
     """
     check_target(target)
-    return _PLACEMENTS[target](graph, overrides)
+    return _PLACEMENTS[target].place(graph, overrides)

@@ -11,6 +11,20 @@ def is_layer(call: Call) -> bool:
     return call.role is Role.WEIGHTED
 
 
+def why_no_layer(call: Call) -> str:
+    """Return why a weighted call cannot be quantized by any target, "" if it can."""
+    value, weight = call.operand(0), call.operand(1)
+    if value is None or weight is None:
+        return "its weight is no tensor"
+    if not value.is_activation:
+        return "computed from constants only"
+    if not weight.is_constant:
+        return "its weight is computed from the input"
+    if call.role is Role.PRODUCT and len(weight.shape) != 2:
+        return "a batched weight has no channel axis"
+    return ""
+
+
 def layer_positions(graph: TensorGraph) -> dict[str, frozenset[str]]:
     """Return {name of a layer: "first", "last", both or none}.
 

@@ -9,7 +9,9 @@ from fakequant.call_sites.ops import KIND_OF, Role
 from fakequant.call_sites.tensor_graph import Call, TensorGraph, Value
 from fakequant.placement.attention import find_attentions, why_too_long
 from fakequant.placement.decision import SOFTMAX, Decision, Overrides
+from fakequant.placement.decisions import Decisions
 from fakequant.placement.fusion import distances, fused_convolution, only_readers
+from fakequant.placement.layers import why_no_layer
 from fakequant.placement.sizes import too_small
 from fakequant.placement.squeeze_excite import Gate, find_gates
 
@@ -22,13 +24,13 @@ def place(graph: TensorGraph, overrides: Overrides) -> list[Decision]:
 class _Placement:
     def __init__(self, graph: TensorGraph, overrides: Overrides) -> None:
         self._graph = graph
-        self._overrides = overrides
-        self._decisions: dict[tuple[Call, int], Decision] = {}
+        self._decisions = Decisions(overrides)
 
     def run(self) -> list[Decision]:
         gates = find_gates(self._graph)
         self._weighted({layer for gate in gates for layer in gate.layers})
-        self._custom()
+        for call in self._graph.calls:
+            self._decisions.decide_custom(call)
         self._attention()
         self._residual_adds()
         # Averages and gates ask who reads their output, so those behind are decided first.
@@ -39,67 +41,24 @@ class _Placement:
             elif call in by_call:
                 self._gate(by_call[call])
         self._rest()
-        order = {call: index for index, call in enumerate(self._graph.calls)}
-        return sorted(self._decisions.values(), key=lambda decision: order[decision.call])
-
-    def _decide(
-        self,
-        call: Call,
-        operand: int,
-        quantized: bool,
-        reason: str,
-        *,
-        is_weight: bool = False,
-        amax: float | None = None,
-        own_range: bool = False,
-    ) -> None:
-        override = self._overrides(call, is_weight)
-        is_there = operand == SOFTMAX or call.operand(operand) is not None
-        if override is not None and not override.quantized:
-            quantized, reason = False, override.reason
-        elif override is not None and is_there and not quantized:
-            quantized, reason = True, override.reason
-        self._decisions.setdefault(
-            (call, operand), Decision(call, operand, quantized, reason, is_weight, amax, own_range)
-        )
-
-    def _quantized(self) -> set[tuple[Call, int]]:
-        return {edge for edge, decision in self._decisions.items() if decision.quantized}
+        return self._decisions.in_order(self._graph)
 
     def _weighted(self, in_gates: set[Call]) -> None:
         for call in self._graph.calls:
             if call.role is Role.WEIGHTED:
-                self._weighted_call(call, 0, 1, in_gates)
+                self._weighted_call(call, in_gates)
             elif call.role is Role.PRODUCT:
                 constants = [index for index in (0, 1) if (v := call.operand(index)) is not None and v.is_constant]
                 if constants == [1]:
-                    self._weighted_call(call, 0, 1, in_gates)
+                    self._weighted_call(call, in_gates)
 
-    def _weighted_call(self, call: Call, data: int, weight: int, in_gates: set[Call]) -> None:
-        value, kernel = call.operand(data), call.operand(weight)
-        if value is None or kernel is None:
-            reason = "its weight is no tensor"
-        elif not value.is_activation:
-            reason = "computed from constants only"
-        elif not kernel.is_constant:
-            reason = "its weight is computed from the input"
-        elif call.role is Role.PRODUCT and len(kernel.shape) != 2:
-            reason = "a batched weight has no channel axis"
-        elif call in in_gates:
+    def _weighted_call(self, call: Call, in_gates: set[Call]) -> None:
+        reason = why_no_layer(call)
+        if not reason and call in in_gates:
             reason = "squeeze-and-excite gate: matrix-vector products on one pixel"
-        else:
-            reason = too_small(call)
-        quantized = not reason
-        self._decide(call, data, quantized, reason or "input of a weighted layer (R30)")
-        self._decide(call, weight, quantized, reason or "weight (R30)", is_weight=True)
-
-    def _custom(self) -> None:
-        for call in self._graph.calls:
-            if call.role is not Role.CUSTOM or call.op is None:
-                continue
-            for operand, name in enumerate(call.op.operands):
-                if call.operand(operand) is not None and name in (*call.op.quantized, *call.op.weights):
-                    self._decide(call, operand, True, "registered custom op (R48)", is_weight=name in call.op.weights)
+        reason = reason or too_small(call)
+        self._decisions.decide(call, 0, not reason, reason or "input of a weighted layer (R30)")
+        self._decisions.decide(call, 1, not reason, reason or "weight (R30)", is_weight=True)
 
     def _attention(self) -> None:
         for call in self._graph.calls:
@@ -110,16 +69,16 @@ class _Placement:
                 else:
                     reason = why_too_long(call.operand(0), call.operand(1), key_axis=-2)
                 for operand in range(3):
-                    self._decide(
+                    self._decisions.decide(
                         call, operand, not reason, reason or "q, k, v of a fused attention (R42)", own_range=True
                     )
-                self._decide(call, SOFTMAX, not reason, reason or "probabilities, at most 1 (R42)", amax=1.0)
+                self._decisions.decide(call, SOFTMAX, not reason, reason or "probabilities, at most 1 (R42)", amax=1.0)
         for found in find_attentions(self._graph):
             reason = found.why_not_fused()
             for product in (found.scores, found.result):
                 for operand in (0, 1):
                     is_softmax = product is found.result and operand == 0
-                    self._decide(
+                    self._decisions.decide(
                         product,
                         operand,
                         not reason,
@@ -141,20 +100,20 @@ class _Placement:
         fused = [index for index, value in ((0, one), (1, other)) if self._is_fused(value)]
         if not fused:
             reason = "no operand comes straight out of a quantized convolution: float on both sides (R35)"
-            self._decide(call, 0, False, reason)
-            self._decide(call, 1, False, reason)
+            self._decisions.decide(call, 0, False, reason)
+            self._decisions.decide(call, 1, False, reason)
             return
         if one.shape != other.shape:
             for operand in (0, 1):
-                self._decide(call, operand, False, "the operands are broadcast: no residual add")
+                self._decisions.decide(call, operand, False, "the operands are broadcast: no residual add")
             return
         kept = fused[0] if len(fused) == 1 else self._longer_branch(one, other)
-        self._decide(call, kept, False, "fused into the convolution before it (R33)")
-        self._decide(call, 1 - kept, True, "skip of a residual add (R33)")
+        self._decisions.decide(call, kept, False, "fused into the convolution before it (R33)")
+        self._decisions.decide(call, 1 - kept, True, "skip of a residual add (R33)")
 
     def _is_fused(self, value: Value) -> bool:
         convolution = fused_convolution(value)
-        return convolution is not None and self._decisions[convolution, 0].quantized
+        return convolution is not None and self._decisions.is_quantized(convolution)
 
     def _longer_branch(self, one: Value, other: Value) -> int:
         first, second = distances(self._graph, one), distances(self._graph, other)
@@ -167,31 +126,31 @@ class _Placement:
         value = call.operand(0)
         if value is None or not value.is_activation or len(value.shape) < 3:
             return
-        if call.outputs[0].is_activation and only_readers(call.output, self._quantized()):
-            self._decide(call, 0, True, "average pooling whose output is quantized too (R35)")
+        if call.outputs[0].is_activation and only_readers(call.output, self._decisions.quantized):
+            self._decisions.decide(call, 0, True, "average pooling whose output is quantized too (R35)")
         else:
-            self._decide(call, 0, False, "average pooling whose output stays float (R35)")
+            self._decisions.decide(call, 0, False, "average pooling whose output stays float (R35)")
 
     def _gate(self, gate: Gate) -> None:
         feature = gate.product.operand(gate.feature)
         assert feature is not None
         convolution = fused_convolution(feature, readers=2)
-        self._decide(gate.product, 1 - gate.feature, False, "gate of squeeze-and-excite")
-        if convolution is None or not self._decisions[convolution, 0].quantized:
+        self._decisions.decide(gate.product, 1 - gate.feature, False, "gate of squeeze-and-excite")
+        if convolution is None or not self._decisions.is_quantized(convolution):
             reason = "the feature does not come straight out of a quantized convolution (R35)"
-        elif not only_readers(gate.product.output, self._quantized()):
+        elif not only_readers(gate.product.output, self._decisions.quantized):
             reason = "the gated feature stays float (R35)"
         else:
-            self._decide(gate.product, gate.feature, True, "feature of squeeze-and-excite (R35)")
+            self._decisions.decide(gate.product, gate.feature, True, "feature of squeeze-and-excite (R35)")
             return
-        self._decide(gate.product, gate.feature, False, reason)
+        self._decisions.decide(gate.product, gate.feature, False, reason)
 
     def _rest(self) -> None:
         sites = set(KIND_OF.values())
         for call in self._graph.calls:
             if call.is_module or call.kind in sites:
                 for operand, _ in self._graph.activations(call):
-                    self._decide(call, operand, False, _WHY_FLOAT.get(call.role, "no integer kernel"))
+                    self._decisions.decide(call, operand, False, _WHY_FLOAT.get(call.role, "no integer kernel"))
 
 
 _WHY_FLOAT = {

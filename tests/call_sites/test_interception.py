@@ -116,7 +116,7 @@ def test_quantization_moves_the_output(net, models, batch):
 def test_every_site_matters(net, batch):
     before = net(batch)
     for name in ("block1.add_0", "block2.add_0", "mean_0"):
-        (quantizer,) = site(net, name)._modules.values()
+        (quantizer,) = site(net, name).in_use
         quantizers = [quantizer] if isinstance(quantizer, fq.TensorQuantizer) else list(quantizer.children())
         for each in quantizers:
             each.disable()
@@ -694,7 +694,7 @@ def test_an_item_of_a_sequential_that_runs_in_training_only_is_not_counted(quant
 def test_owners_in_owners_count_for_themselves(quantized, batch):
     inner = Owner(nn.Identity())
     model = quantized(Lambda(lambda m, x: m.inner(x) * 2 + m.inner(x) + x, inner=inner), "*add_0", "add_1")
-    each = {name: s._modules for name, s in call_sites(model)}
+    each = {name: s._modules for name, s in call_sites(model) if s.in_use}
     assert set(each) == {"inner.add_0", "add_0", "add_1"}
     expected, skip = [], each["inner.add_0"]["other"]
     for call in range(2):
@@ -768,6 +768,70 @@ def test_hooks_see_what_they_saw_before(kind, quantized, batch):
     register(lambda m, args, *out: seen.append((type(m).__name__, args[0] is batch)))
     quantized(model, calibrate=False)(batch)
     assert set(seen) == {("Owner", True)}
+
+
+# Owners that iterate over themselves.
+
+
+class Sequence(nn.Sequential):
+    """Calls its items and adds the input."""
+
+    def forward(self, x):
+        y = x
+        for layer in self:
+            y = layer(y)
+        assert len(self) == 2
+        return y + x
+
+
+class ByName(nn.ModuleDict):
+    """As torchvision's DenseBlock."""
+
+    def forward(self, x):
+        y = x
+        for layer in self.values():
+            y = layer(y)
+        assert list(self) == list(self.keys()) == [name for name, _ in self.items()] == ["conv", "norm"]
+        return y + x
+
+
+class ByNumber(nn.ModuleList):
+    """Calls its items by number."""
+
+    def forward(self, x):
+        y = x
+        for index in range(len(self)):
+            y = self[index](y)
+        assert self[-1] is list(self)[1]
+        return y + x
+
+
+CONTAINERS = {
+    "Sequential": lambda: Sequence(*conv_bn()),
+    "ModuleDict": lambda: ByName(zip(("conv", "norm"), conv_bn(), strict=True)),
+    "ModuleList": lambda: ByNumber(conv_bn()),
+}
+each_container = pytest.mark.parametrize("container", CONTAINERS)
+
+
+@each_container
+def test_a_container_does_not_meet_its_sites(container, quantized, batch):
+    model = quantized(CONTAINERS[container](), "add_0")
+    each = site(model, "add_0")._modules
+    conv, norm = [m for name, m in model.named_children() if name != "_call_sites"]
+    assert_same(model(batch), each["input"](norm(conv(batch))) + each["other"](batch))
+
+
+@each_container
+def test_nor_when_it_is_compiled(container, quantized, batch):
+    model = quantized(CONTAINERS[container](), "add_0")
+    assert_close(torch.compile(model, fullgraph=True, backend="eager")(batch), model(batch))
+
+
+def test_a_slice_of_a_container_runs(quantized, batch):
+    model = quantized(nn.Sequential(Sequence(*conv_bn()), nn.ReLU()), "0.add_0")
+    expected = next(iter(model[0]))(batch)
+    assert_same(model[0][:1].double().float()[0](batch), expected)
 
 
 # Control flow that changes.
@@ -844,7 +908,7 @@ def meets(model, batch):
     """Return {name: how often} the input quantizers are called in one forward."""
     counts, handles = {}, []
     for name, quantizer in named_quantizers(model):
-        if "_weight" not in name:
+        if "_weight" not in name and quantizer.is_enabled:
             counts[name] = 0
             count = lambda m, a, name=name: counts.__setitem__(name, counts[name] + 1)  # noqa: E731
             handles.append(quantizer.register_forward_pre_hook(count))

@@ -206,7 +206,9 @@ class TestTarget:
         planned(fq.Rule("nowhere", target="onnxruntime"))
 
     def test_unknown(self, x):
-        with pytest.raises(fq.InvalidValueError, match=r"target: expected one of \['tensorrt'\], got 'tpu'"):
+        with pytest.raises(
+            fq.InvalidValueError, match=r"target: expected one of \['onnxruntime', 'tensorrt'\], got 'tpu'"
+        ):
             fq.plan(Net(), x, "tpu")
 
     def test_unknown_for_quantize(self, x):

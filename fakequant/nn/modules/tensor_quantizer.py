@@ -56,6 +56,10 @@ class TensorQuantizer(AmaxState):
         self._if_quant = if_quant
         self._if_calib = if_calib
         self._dynamic_scale: Tensor | None = None
+        self.grids: dict[str, QuantDescriptor] = {}
+        """By target, for a quantizer that was placed; see ``fakequant.retarget``."""
+        self.stands_by = False
+        """Whether only other targets than the present one use it."""
         if quant_desc.amax is not None:
             self.amax = quant_desc.amax
 
@@ -153,12 +157,12 @@ class TensorQuantizer(AmaxState):
     @property
     def is_enabled(self) -> bool:
         """Whether a call changes its input."""
-        return self._if_quant and not self._disabled
+        return self._if_quant and not self._disabled and not self.stands_by
 
     @property
     def is_active(self) -> bool:
         """Whether a call quantizes or collects statistics."""
-        return not self._disabled and (self._if_quant or self._if_calib)
+        return not self._disabled and not self.stands_by and (self._if_quant or self._if_calib)
 
     def disable(self) -> None:
         """Become the identity: neither quantize nor collect."""
@@ -218,7 +222,7 @@ class TensorQuantizer(AmaxState):
             InvalidTypeError: inputs to be quantized are not floating point.
             InvalidValueError: amax does not fit inputs; gives both shapes.
         """
-        if self._disabled:
+        if self._disabled or self.stands_by:
             return inputs
         if self._if_calib:
             self._calibrator.collect(inputs)
@@ -257,8 +261,8 @@ class TensorQuantizer(AmaxState):
 
     def extra_repr(self) -> str:
         """Return the line that users of the ancestor know: grid, range, calibrator, switches."""
-        if self._disabled:
-            return "disabled"
+        if self._disabled or self.stands_by:
+            return "disabled" if self._disabled else "stands by for " + ", ".join(self.grids)
         descriptor = self._descriptor
         words = [
             "unsigned" if self.unsigned else "",

@@ -1,0 +1,28 @@
+"""ONNX Runtime on an x86 CPU: uint8 activations, int8 weights, Q behind everything that has an integer kernel.
+
+Opset 20 has Gelu as one op; it and IR 9 are read by every ONNX Runtime from 1.17.
+"""
+
+import onnx_ir as ir
+
+from fakequant.export.rules.biases import Biases
+from fakequant.export.rules.fold_batchnorm import FoldBatchNorm
+from fakequant.export.rules.global_pools import GlobalPools
+from fakequant.export.rules.integer_weights import IntegerWeights
+from fakequant.export.rules.transpose_weights import TransposeWeights
+from fakequant.export.rules.unsigned_activations import UnsignedActivations
+from fakequant.export.targets.target import Target, register
+
+
+def _rewrites() -> tuple[ir.passes.InPlacePass, ...]:
+    return (
+        IntegerWeights(),
+        TransposeWeights(),
+        FoldBatchNorm(),
+        UnsignedActivations(),
+        GlobalPools(),
+        Biases(),
+    )
+
+
+ONNXRUNTIME = register(Target(name="onnxruntime", default_opset=20, rewrites=_rewrites))
