@@ -45,7 +45,8 @@ class Layers:
         if not decision.is_weight:
             return QUANT_DESC_8BIT_PER_TENSOR if found is None else found.default_quant_desc_input
         if found is not None and issubclass(found, QuantMixin):
-            return found.default_quant_desc_weight
+            grid = found.default_quant_desc_weight
+            return grid.replace(axis=None) if _is_grouped_transposed(decision.call) else grid
         return MATMUL_WEIGHT
 
     def _own_quantizer(self, call: Call, is_weight: bool) -> TensorQuantizer | None:
@@ -53,6 +54,12 @@ class Layers:
         if not call.is_module or not isinstance(module, QuantInputMixin):
             return None
         return module.weight_quantizer if isinstance(module, QuantMixin) and is_weight else module.input_quantizer
+
+
+def _is_grouped_transposed(call: Call) -> bool:
+    """Whether a call is a transposed convolution in groups, for which no runtime has a range for each channel."""
+    weight = call.operand(1)
+    return call.kind.startswith("conv_transpose") and weight is not None and call.output.shape[1] != weight.shape[1]
 
 
 def _is_function_of(cls: type[nn.Module], call: Call) -> bool:

@@ -56,6 +56,8 @@ class _Placement:
         reason = why_no_layer(call)
         if not reason and call in in_gates:
             reason = "squeeze-and-excite gate: matrix-vector products on one pixel"
+        if not reason and call.kind in {"conv1d", "conv_transpose1d"}:
+            reason = "TensorRT reshapes its weight behind the DQ (R15); a Conv2d of height 1 can be quantized"
         reason = reason or too_small(call)
         self._decisions.decide(call, 0, not reason, reason or "input of a weighted layer (R30)")
         self._decisions.decide(call, 1, not reason, reason or "weight (R30)", is_weight=True)

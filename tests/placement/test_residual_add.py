@@ -79,7 +79,7 @@ class TestIdentitySkip:
         model = Net(lambda m, x: add(x.clone(), m.b(m.a(x).relu())), a=conv(), b=conv())
         assert sides(model, x) == [(True, SKIP), (False, FUSED)]
 
-    @pytest.mark.parametrize("dimensions", [1, 2, 3])
+    @pytest.mark.parametrize("dimensions", [2, 3])
     def test_in_any_dimension(self, dimensions):
         layer = getattr(nn, f"Conv{dimensions}d")(16, 16, 3, padding=1)
         model = Net(lambda m, x: m.a(x) + x, a=layer)

@@ -184,11 +184,15 @@ class TestConvolution:
     def test_any_kernel_with_16_channels(self, image, kernel):
         assert verdict(Layer(conv(16, 16, kernel)), image(16)) == (True, WEIGHTED)
 
-    @pytest.mark.parametrize("dimensions", [1, 3])
     @pytest.mark.parametrize(("channels", "quantized"), [(16, True), (15, False)])
-    def test_other_dimensions(self, dimensions, channels, quantized):
-        layer = getattr(nn, f"Conv{dimensions}d")(channels, channels, 3)
-        assert verdict(Layer(layer), torch.rand(1, channels, *[4] * dimensions))[0] is quantized
+    def test_three_dimensions(self, channels, quantized):
+        assert verdict(Layer(nn.Conv3d(channels, channels, 3)), torch.rand(1, channels, 4, 4, 4))[0] is quantized
+
+    @pytest.mark.parametrize("layer", [nn.Conv1d, nn.ConvTranspose1d])
+    def test_one_dimension_is_float(self, layer):
+        quantized, reason = verdict(Layer(layer(16, 16, 3)), torch.rand(1, 16, 8))
+        assert not quantized
+        assert "R15" in reason
 
     def test_without_a_batch(self):
         assert verdict(Layer(conv(15, 15)), torch.rand(15, 8, 8)) == (False, small(15, 15, 3, 3))
