@@ -40,7 +40,7 @@ def quantize(
         model: any module; also a single layer.
         recipe: a preset's name or a Recipe.
         example_inputs: one batch: a tuple of arguments, a dict of keyword arguments, or a tensor.
-        target: that quantizers are placed for: "tensorrt".
+        target: that is simulated from now on: "tensorrt" or "onnxruntime"; see ``fakequant.retarget``.
 
     Returns:
         What became quantized, and for every convolution or linear layer that did not, why.

@@ -89,7 +89,7 @@ def plan(model: nn.Module, example_inputs: Any, target: str = "tensorrt", recipe
     Args:
         model: float.
         example_inputs: one batch: a tuple of arguments, a dict of keyword arguments, or a tensor.
-        target: "tensorrt".
+        target: "tensorrt" or "onnxruntime".
         recipe: a preset's name or a Recipe.
 
     Raises:

@@ -62,7 +62,7 @@ def export_onnx(
         model: calibrated; any module with TensorQuantizers.
         args: example inputs, as a tuple.
         path: of the file. Tensors beyond 2 GiB go to ``<path>.data`` beside it.
-        target: ``"tensorrt"``.
+        target: ``"tensorrt"`` or ``"onnxruntime"``.
         weights: ``"int8"`` stores codes with a DQ only (a quarter of the size; TensorRT 10 and
             later, ONNX Runtime); ``"float"`` stores floats with Q and DQ (TensorRT 8 and 9).
         opset: 18 to 21; by default the target's.
