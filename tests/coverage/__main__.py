@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from outcome import Outcome
-from pipeline import Pipeline
+from pipeline import TARGETS, Pipeline
 from registry import ARCHITECTURES
 from subprocesses import ONE, run_apart
 from table import table
@@ -24,13 +24,14 @@ def main() -> int:
         name, record = options.one
         torch.set_num_threads(options.threads)
         with tempfile.TemporaryDirectory(dir=Path(record).parent) as folder:
-            Pipeline(ARCHITECTURES[name], Path(folder), Path(record)).run()
+            Pipeline(ARCHITECTURES[name], Path(folder), Path(record), options.targets).run()
         return 0
     names = options.names or list(ARCHITECTURES)
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
     results = []
     with ThreadPoolExecutor(options.jobs) as pool:
-        runs = pool.map(lambda name: run_apart(name, options.limit, threads), names)
+        inherited = ["--threads", str(threads), "--targets", *options.targets]
+        runs = pool.map(lambda name: run_apart(name, options.limit, inherited), names)
         for name, (outcome, seconds) in zip(names, runs, strict=True):
             results.append((ARCHITECTURES[name], outcome, seconds))
             print(f"{name:<36} {seconds:4.0f} s  {outcome.error or _summary(outcome)}", flush=True)
@@ -49,6 +50,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=_OUTPUT, help="the file to write (default: docs/coverage.md)")
     parser.add_argument("--limit", type=float, default=300, help="seconds for one architecture (default: 300)")
     parser.add_argument("--jobs", type=int, default=1, help="how many architectures at a time (default: 1)")
+    parser.add_argument(
+        "--targets", nargs="+", default=TARGETS, help=f"what to export to (default: {' '.join(TARGETS)})"
+    )
     parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--list", action="store_true", help="print the names and end")
     parser.add_argument(ONE, nargs=2, help=argparse.SUPPRESS)

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from fakequant.nn import QuantMixin, registered
 from fakequant.nn.walk import named_quantizers, weights_of_quantizers
 
 TARGETS = ("tensorrt", "onnxruntime")
-"""What is exported to; the first is the one that the model is quantized for."""
+"""What can be exported to; the first is the one that the model is quantized for."""
 
 
 class _FailedError(Exception):
@@ -33,13 +33,17 @@ class Pipeline:
         architecture: is built here.
         folder: for the files.
         record: where the outcome is written after every stage, so that a crash leaves what was before it.
+        targets: what is exported to.
     """
 
-    def __init__(self, architecture: Architecture, folder: Path, record: Path) -> None:
+    def __init__(
+        self, architecture: Architecture, folder: Path, record: Path, targets: Sequence[str] = TARGETS
+    ) -> None:
         self.outcome = Outcome()
         self._architecture = architecture
         self._folder = folder
         self._record = record
+        self._targets = targets
 
     def run(self) -> Outcome:
         """Run stage after stage until one fails."""
@@ -64,7 +68,7 @@ class Pipeline:
         with self._stage("train"):
             _train_step(model, inputs)
         model.eval()
-        for target in TARGETS:
+        for target in self._targets:
             self._export(model, inputs, target)
 
     def _quantize(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:

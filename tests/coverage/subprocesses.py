@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from outcome import Outcome
@@ -12,12 +13,12 @@ ONE = "--one"
 """The option by which ``python tests/coverage`` calls itself: an architecture and the file for its outcome."""
 
 
-def run_apart(name: str, limit: float, threads: int) -> tuple[Outcome, float]:
-    """Return the outcome of one architecture and how many seconds its process took, with torch on so many threads."""
+def run_apart(name: str, limit: float, options: Sequence[str]) -> tuple[Outcome, float]:
+    """Return the outcome of one architecture and how many seconds its process took; options go to the process."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="fakequant-coverage-") as folder:
         record, log = Path(folder) / "outcome.json", Path(folder) / "log.txt"
-        command = [sys.executable, str(Path(__file__).parent), "--threads", str(threads), ONE, name, str(record)]
+        command = [sys.executable, str(Path(__file__).parent), ONE, name, str(record), *options]
         with log.open("w") as stream:
             try:
                 code = subprocess.run(command, timeout=limit, stdout=stream, stderr=stream, check=False).returncode
