@@ -23,7 +23,7 @@ ARGS = (torch.zeros(3, 4),)
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"target": "tpu"}, fq.InvalidValueError, r"target: expected one of \['tensorrt'.*\], got 'tpu'"),
+        ({"target": "tpu"}, fq.InvalidValueError, r"target: expected one of \['onnxruntime', 'tensorrt'\], got 'tpu'"),
         ({"weights": "int4"}, fq.InvalidValueError, "weights: expected 'int8' or 'float', got 'int4'"),
         ({"opset": 17}, fq.InvalidValueError, "opset: expected 18 to 21, got 17"),
         ({"opset": 22}, fq.InvalidValueError, "opset: expected 18 to 21, got 22"),

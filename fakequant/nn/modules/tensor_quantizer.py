@@ -262,7 +262,7 @@ class TensorQuantizer(AmaxState):
     def extra_repr(self) -> str:
         """Return the line that users of the ancestor know: grid, range, calibrator, switches."""
         if self._disabled or self.stands_by:
-            return "disabled" if self._disabled else "stands by for " + ", ".join(self.grids)
+            return "disabled" if self._disabled else "stands by for another target"
         descriptor = self._descriptor
         words = [
             "unsigned" if self.unsigned else "",
