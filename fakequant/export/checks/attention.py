@@ -64,7 +64,8 @@ def _attentions(view: View) -> Iterator[_Attention]:
         while (node := _back(value)) is not None and node.op_type in {"Add", "Div", "Mul", "Where"}:
             between.append(node)
             value = _scores_side(view, node)
-        if node is not None and node.op_type == "MatMul":
+        # The softmax of a linear layer's output (CoaT takes that of k) is no attention.
+        if node is not None and node.op_type == "MatMul" and not any(map(view.is_constant, node.inputs)):
             yield _Attention(node, result, tuple(between))
 
 

@@ -141,3 +141,19 @@ def test_padded_convolution(check_exports):
 def test_grouped_transposed_convolution(check_exports):
     model = nn.Sequential(conv(3, 32, 3), nn.ConvTranspose2d(32, 32, 2, 2, groups=2))
     assert_clean(check_exports(model, torch.randn(1, 3, 8, 8)))
+
+
+class FactorAttention(nn.Module):
+    """As in CoaT: the softmax of k itself, then two products without one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(32, 96)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return q @ (k.softmax(1).transpose(-2, -1) @ v)
+
+
+def test_attention_without_scores(check_exports):
+    assert_clean(check_exports(FactorAttention(), torch.randn(2, 24, 32)))
