@@ -94,8 +94,12 @@ def test_state_dict_is_torchs_and_a_range_a_quantizer(net, models):
     assert {f"{name}._amax" for name, _ in named_quantizers(net)} <= added
 
 
-def test_a_float_state_dict_loads_strictly(net, models, batch):
-    net.load_state_dict(models.net().state_dict(), strict=True)
+def test_a_float_state_dict_loads_strictly_and_leaves_the_ranges(net, models):
+    before = {name: quantizer.amax.clone() for name, quantizer in named_quantizers(net)}
+    state = {name: tensor + 1 for name, tensor in models.net().state_dict().items()}
+    net.load_state_dict(state, strict=True)
+    assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in state.items())
+    assert all(torch.equal(quantizer.amax, before[name]) for name, quantizer in named_quantizers(net))
 
 
 def test_quantizers_off_is_bit_identical_to_the_float_model(net, models, batch):
