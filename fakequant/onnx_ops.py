@@ -8,8 +8,8 @@ as uint8).
 
 Grids narrower than the container clip before Q. The one exception is [-127, 127] in
 int8, where a Clip between a weight and its Q would cost TensorRT its fusion: there a
-weight clipped by its calibration may become -128. fakequant.export_onnx stores integer
-weights and has no such case.
+weight clipped by its calibration may become -128. fakequant.export_onnx has a way of its
+own (export/trace.py), stores integer weights, and has no such case.
 """
 
 import warnings
@@ -19,9 +19,6 @@ import torch
 from torch import Tensor
 
 from fakequant.errors import ExportError
-
-BOUNDS_KEY = "fakequant.bounds"
-"""Metadata of a QuantizeLinear node: lowest and highest code, where they are narrower than its type."""
 
 _CONTAINERS = (
     (torch.int8, -128, 127),
@@ -72,17 +69,17 @@ def quantize_dequantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor
         values = torch.onnx.ops.symbolic("Clip", (values, *bounds), dtype=torch.float32, shape=values.shape)
     elif clip:
         values = values.clamp(low * scale, high * scale)
-    return _emit(values, scale, dtype, {BOUNDS_KEY: f"{low} {high}"}).to(x.dtype)
+    return _emit(values, scale, dtype).to(x.dtype)
 
 
 def quantize_dequantize_e4m3(x: Tensor, scale: Tensor) -> Tensor:
     """Return the FP8 pair (opset 19 and later) as seen by the torch.export based exporter."""
     if torch.jit.is_tracing():
         raise ExportError("num_bits (4, 3): FP8 needs torch.onnx.export(dynamo=True), got the TorchScript exporter")
-    return _emit(x.to(torch.float32), scale, torch.float8_e4m3fn, {}).to(x.dtype)
+    return _emit(x.to(torch.float32), scale, torch.float8_e4m3fn).to(x.dtype)
 
 
-def _emit(values: Tensor, scale: Tensor, dtype: torch.dtype, metadata: dict[str, str]) -> Tensor:
+def _emit(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     axis = channel_axis(scale)
     constant = scale.reshape(-1 if axis is not None else ())
     zero_point = torch.zeros(constant.shape, dtype=torch.float32).to(dtype)
@@ -93,7 +90,6 @@ def _emit(values: Tensor, scale: Tensor, dtype: torch.dtype, metadata: dict[str,
         attributes,
         dtype=dtype,
         shape=values.shape,
-        metadata_props=metadata,
     )
     return torch.onnx.ops.symbolic(
         "DequantizeLinear", (codes, constant, zero_point), attributes, dtype=torch.float32, shape=values.shape

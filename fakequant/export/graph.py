@@ -19,6 +19,10 @@ MODULE_KEY = "fakequant.module"
 """Node metadata: full name of the torch module that a node comes from."""
 
 
+DOMAIN, MARKER = "fakequant", "Quantizer"
+"""Domain and type of the node that stands for one call of a quantizer while torch traces; attribute ``name``."""
+
+
 def constant_of(value: ir.Value | None) -> NDArray[np.generic] | None:
     """Return the array of an initializer or Constant node's output, None for anything else."""
     if value is None or value.is_graph_input():

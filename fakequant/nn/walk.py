@@ -15,13 +15,6 @@ def named_quantizers(model: nn.Module) -> Iterator[tuple[str, TensorQuantizer]]:
             yield name, module
 
 
-def quantizer_paths(model: nn.Module) -> dict[str, str]:
-    """Return {path to a quantizer: its name in ``named_quantizers``}; one that is shared has several paths."""
-    names = {quantizer: name for name, quantizer in named_quantizers(model)}
-    every = model.named_modules(remove_duplicate=False)
-    return {path: names[module] for path, module in every if isinstance(module, TensorQuantizer)}
-
-
 def weights_of_quantizers(model: nn.Module) -> dict[TensorQuantizer, QuantMixin]:
     """Return the module whose ``weight`` each weight quantizer quantizes."""
     return {module.weight_quantizer: module for module in model.modules() if isinstance(module, QuantMixin)}

@@ -8,7 +8,6 @@ import onnx_ir as ir
 from fakequant.export.rules.biases import Biases
 from fakequant.export.rules.fold_batchnorm import FoldBatchNorm
 from fakequant.export.rules.global_pools import GlobalPools
-from fakequant.export.rules.integer_weights import IntegerWeights
 from fakequant.export.rules.transpose_weights import TransposeWeights
 from fakequant.export.rules.unsigned_activations import UnsignedActivations
 from fakequant.export.targets.target import Target, register
@@ -16,7 +15,6 @@ from fakequant.export.targets.target import Target, register
 
 def _rewrites() -> tuple[ir.passes.InPlacePass, ...]:
     return (
-        IntegerWeights(),
         TransposeWeights(),
         FoldBatchNorm(),
         UnsignedActivations(),

@@ -7,13 +7,12 @@ what other runtimes need. Opset 19 is the newest that every TensorRT from 10.0 r
 import onnx_ir as ir
 
 from fakequant.export.rules.fold_batchnorm import FoldBatchNorm
-from fakequant.export.rules.integer_weights import IntegerWeights
 from fakequant.export.rules.transpose_weights import TransposeWeights
 from fakequant.export.targets.target import Target, register
 
 
 def _rewrites() -> tuple[ir.passes.InPlacePass, ...]:
-    return (IntegerWeights(), TransposeWeights(), FoldBatchNorm())
+    return (TransposeWeights(), FoldBatchNorm())
 
 
 TENSORRT = register(Target(name="tensorrt", default_opset=19, rewrites=_rewrites))

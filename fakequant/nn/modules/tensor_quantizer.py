@@ -228,7 +228,13 @@ class TensorQuantizer(AmaxState):
             self._calibrator.collect(inputs)
         return self._quantize(inputs) if self._if_quant else inputs
 
-    def _quantize(self, inputs: Tensor) -> Tensor:
+    def checked(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is put onto the grid, inputs clipped to a learned range, and amax shaped for it.
+
+        Raises:
+            InvalidTypeError: inputs are not floating point.
+            InvalidValueError: amax does not fit inputs; gives both shapes.
+        """
         if not inputs.is_floating_point():
             raise InvalidTypeError(f"inputs: expected a floating point tensor, got {inputs.dtype}")
         amax = self._scaled(self._amax_for(inputs))
@@ -236,6 +242,10 @@ class TensorQuantizer(AmaxState):
             # PACT (arXiv:1805.06085): values beyond the range give their gradient to it.
             bound = amax.to(inputs.dtype)
             inputs = clip(inputs, torch.zeros_like(bound) if self.unsigned else -bound, bound)
+        return inputs, amax
+
+    def _quantize(self, inputs: Tensor) -> Tensor:
+        inputs, amax = self.checked(inputs)
         scale = arithmetic.scale_from_amax(amax, self.maxbound)
         if self._descriptor.is_fp8:
             return fake_quantize_e4m3(inputs, scale)
