@@ -43,7 +43,7 @@ FILES = pytest.mark.parametrize(
 
 @FILES
 def test_without_optimizations_a_file_is_exactly_as_accurate_as_torch(demo, file, torch_row):
-    session = Session(demo[1] / f"digits_{file.replace(' ', '_')}.onnx", optimized=False)
+    session = Session(demo[1] / f"digits_{file.replace(' ', '_')}_onnxruntime.onnx", optimized=False)
     _, (images, labels) = quickstart.load_digits()
     (feed,) = session.inputs
     logits = session.run({feed: images.numpy()})[session.outputs[0]]
@@ -57,4 +57,5 @@ def test_with_optimizations_a_file_is_as_accurate_as_torch(demo, file, torch_row
 
 
 def test_integer_weights_make_a_file_smaller(demo):
-    assert (demo[1] / "digits_int8_PTQ.onnx").stat().st_size < 0.5 * (demo[1] / "digits_float.onnx").stat().st_size
+    quantized, floats = (demo[1] / f"digits_{name}_onnxruntime.onnx" for name in ("int8_PTQ", "float"))
+    assert quantized.stat().st_size < 0.5 * floats.stat().st_size

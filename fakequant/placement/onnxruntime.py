@@ -102,7 +102,8 @@ class _Placement:
             if len(operands) == 2 and self._can_be_carried(_absorbing(call.output)):
                 self._carried.update((*operands.values(), _absorbing(call.output)))
         elif call.kind in ("cat", "stack"):
-            if self._can_be_carried(call.output):
+            # A constant operand, such as a class token, has no codes to go with those of the others.
+            if len(operands) == len(call.operands) and self._can_be_carried(call.output):
                 self._carried.update((*operands.values(), call.output))
         elif call.role is Role.AVERAGE:
             if len(operands[0].shape) == 4 and self._can_be_carried(call.output):

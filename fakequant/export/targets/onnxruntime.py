@@ -8,6 +8,7 @@ import onnx_ir as ir
 from fakequant.export.rules.biases import Biases
 from fakequant.export.rules.fold_batchnorm import FoldBatchNorm
 from fakequant.export.rules.global_pools import GlobalPools
+from fakequant.export.rules.norm_sums import NormSums
 from fakequant.export.rules.transpose_weights import TransposeWeights
 from fakequant.export.rules.unsigned_activations import UnsignedActivations
 from fakequant.export.targets.target import Target, register
@@ -20,6 +21,7 @@ def _rewrites() -> tuple[ir.passes.InPlacePass, ...]:
         UnsignedActivations(),
         GlobalPools(),
         Biases(),
+        NormSums(),
     )
 
 
