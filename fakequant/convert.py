@@ -21,7 +21,6 @@ from fakequant.nn import QuantInputMixin, QuantMixin, TensorQuantizer, quantized
 from fakequant.nn.modules.quant_module import INPUT_QUANTIZER, WEIGHT_QUANTIZER
 from fakequant.nn.modules.transformer import undo_unfuse, unfuse
 from fakequant.nn.walk import named_quantizers
-from fakequant.placement import check_target
 from fakequant.plan import plan
 from fakequant.recipe import Grid, Recipe, Rule, as_recipe
 from fakequant.retarget import QUANTIZED_FOR
@@ -40,7 +39,8 @@ def quantize(
         model: any module; also a single layer.
         recipe: a preset's name or a Recipe.
         example_inputs: one batch: a tuple of arguments, a dict of keyword arguments, or a tensor.
-        target: that is simulated from now on: "tensorrt" or "onnxruntime"; see ``fakequant.retarget``.
+        target: that is simulated from now on: "tensorrt", "tensorrt-ep", "onnxruntime-cuda" or "onnxruntime";
+            see ``fakequant.retarget``.
 
     Returns:
         What became quantized, and for every convolution or linear layer that did not, why.
@@ -60,7 +60,6 @@ def quantize(
     """
     if not isinstance(model, nn.Module):
         raise InvalidTypeError(f"model: expected an nn.Module, got {type(model).__name__}")
-    check_target(target)
     if example_inputs is not None:
         return _quantize_placed(model, as_recipe(recipe), example_inputs, target)
     rules = as_recipe(recipe).for_target(target)

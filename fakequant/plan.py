@@ -19,7 +19,6 @@ from fakequant.placement import (
     Decision,
     Groups,
     Override,
-    check_target,
     is_layer,
     layer_positions,
     never_negative,
@@ -27,6 +26,7 @@ from fakequant.placement import (
     targets,
 )
 from fakequant.recipe import Recipe, Rule, as_recipe
+from fakequant.targets import placement_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Plan:
     """What quantization will do to a model; ``print`` it.
 
     Args:
-        target: that the plan is for.
+        target: that the plan is for; of several with one placement, the one that it is named after.
         slots: in order of execution, also those that only other targets want.
         from_zero: keys of tensors that are never negative.
         graph: of the example forward.
@@ -89,7 +89,7 @@ def plan(model: nn.Module, example_inputs: Any, target: str = "tensorrt", recipe
     Args:
         model: float.
         example_inputs: one batch: a tuple of arguments, a dict of keyword arguments, or a tensor.
-        target: "tensorrt" or "onnxruntime".
+        target: "tensorrt", "tensorrt-ep", "onnxruntime-cuda" or "onnxruntime"; the first three have one placement.
         recipe: a preset's name or a Recipe.
 
     Raises:
@@ -102,7 +102,7 @@ def plan(model: nn.Module, example_inputs: Any, target: str = "tensorrt", recipe
     >>> print(plan(model, torch.rand(1, 16, 8, 8)).report)
     1 of 1 Conv2d quantized
     """
-    check_target(target)
+    target = placement_of(target)
     chosen = as_recipe(recipe)
     _check_is_new(model)
     graph = record(model, *_arguments(example_inputs))

@@ -20,6 +20,7 @@ from torch import nn
 from fakequant.descriptor import QUANT_DESC_8BIT_PER_TENSOR, QuantDescriptor
 from fakequant.errors import InvalidTypeError, InvalidValueError, RecipeError
 from fakequant.nn import QuantMixin, registered
+from fakequant.targets import placement_names, placement_of
 
 
 class Grid(enum.Enum):
@@ -41,13 +42,15 @@ class Rule:
         weight: grid of the weight, likewise. ``input=None, weight=None`` leaves the layer float.
         reason: shown in the report for layers that this rule leaves float.
         force: quantize also what the target's placement would leave float.
-        target: shell pattern over targets.
+        target: shell pattern over placements: ``"tensorrt"``, which ``tensorrt-ep`` and ``onnxruntime-cuda``
+            have too, and ``"onnxruntime"``. Targets of one placement share their quantizers, so no rule
+            can tell them apart.
         position: ``"first"`` for layers that read the model's input, ``"last"`` for layers behind
             which there is no other; ``""`` for any.
 
     Raises:
         InvalidTypeError: a field of the wrong type.
-        InvalidValueError: another position.
+        InvalidValueError: another position; a target that matches no placement.
     """
 
     name: str = "*"
@@ -73,6 +76,11 @@ class Rule:
                 )
         if self.position not in POSITIONS:
             raise InvalidValueError(f"Rule.position: expected one of {sorted(POSITIONS)}, got {self.position!r}")
+        if not any(fnmatch.fnmatchcase(name, self.target) for name in placement_names()):
+            raise InvalidValueError(
+                f"Rule.target: expected a pattern of {sorted(placement_names())}, whose rules the other targets "
+                f"share, got {self.target!r}"
+            )
 
     def matches(self, name: str, type_name: str, positions: Collection[str] = ()) -> bool:
         """Whether this rule is about the layer; positions are those that it has in the model."""
@@ -115,9 +123,14 @@ class Recipe:
         return dataclasses.replace(self, rules=(*self.rules, rule))
 
     def for_target(self, target: str) -> "Recipe":
-        """Return the recipe without the rules that are about other targets."""
+        """Return the recipe without the rules that are about other placements than the target's.
+
+        Raises:
+            InvalidValueError: unknown target.
+        """
+        placement = placement_of(target)
         return dataclasses.replace(
-            self, rules=tuple(rule for rule in self.rules if fnmatch.fnmatchcase(target, rule.target))
+            self, rules=tuple(rule for rule in self.rules if fnmatch.fnmatchcase(placement, rule.target))
         )
 
     def decide(self, name: str, type_name: str, positions: Collection[str] = ()) -> Rule:

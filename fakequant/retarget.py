@@ -8,7 +8,7 @@ from torch import nn
 from fakequant.call_sites import CallSite, PerCall
 from fakequant.descriptor import QuantDescriptor
 from fakequant.nn import QuantInputMixin, TensorQuantizer, quantized_class_of
-from fakequant.placement import check_target
+from fakequant.targets import placement_of
 
 QUANTIZED_FOR = "_quantized_for"
 """Attribute of a layer that some targets leave float: the others."""
@@ -18,16 +18,17 @@ def retarget(model: nn.Module, target: str) -> None:
     """Quantize for another target from now on, in place; ranges stay.
 
     ``export_onnx`` and ``validate_onnx`` do this by themselves, and undo it. Call it to train for a
-    target, or to look at what it will compute. A model without placement stays as it is.
+    target, or to look at what it will compute. A model without placement stays as it is. Targets of
+    one placement (see ``fakequant.targets``) compute the same.
 
     Raises:
         InvalidValueError: unknown target.
     """
-    check_target(target)
-    _switch(model, lambda targets: target in targets)
+    placement = placement_of(target)
+    _switch(model, lambda targets: placement in targets)
     for module in model.modules():
-        if isinstance(module, TensorQuantizer) and target in module.grids:
-            _regrid(module, module.grids[target])
+        if isinstance(module, TensorQuantizer) and placement in module.grids:
+            _regrid(module, module.grids[placement])
 
 
 @contextlib.contextmanager

@@ -196,7 +196,10 @@ def test_quantizers_that_stand_by_say_so(model):
 
 
 def test_unknown_target(model):
-    with pytest.raises(fq.InvalidValueError, match=r"target: expected one of \['onnxruntime', 'tensorrt'\], got 'tpu'"):
+    with pytest.raises(
+        fq.InvalidValueError,
+        match=r"target: expected one of \['onnxruntime', 'onnxruntime-cuda', 'tensorrt', 'tensorrt-ep'\], got 'tpu'",
+    ):
         fq.retarget(model, "tpu")
 
 

@@ -51,7 +51,7 @@ def check_onnx(path: str | os.PathLike[str], target: str = "tensorrt") -> CheckR
 
     Args:
         path: of the file, from ``export_onnx`` or any other tool.
-        target: ``"tensorrt"``.
+        target: ``"tensorrt"``, ``"tensorrt-ep"`` or ``"onnxruntime-cuda"``.
 
     Returns:
         All findings, each with its rule, its node, what is wrong and what to do.

@@ -4,19 +4,18 @@ import dataclasses
 from collections.abc import Callable
 
 from fakequant.call_sites import TensorGraph
-from fakequant.errors import InvalidValueError
 from fakequant.placement import onnxruntime, tensorrt
 from fakequant.placement.decision import SOFTMAX, Decision, Override, Overrides
 from fakequant.placement.groups import Groups
 from fakequant.placement.layers import is_layer, layer_positions
 from fakequant.placement.signs import never_negative
+from fakequant.targets import placement_of
 
 __all__ = [
     "SOFTMAX",
     "Decision",
     "Groups",
     "Override",
-    "check_target",
     "is_layer",
     "layer_positions",
     "never_negative",
@@ -40,7 +39,7 @@ _PLACEMENTS = {
 
 
 def targets() -> tuple[str, ...]:
-    """Return every target that a model is placed for."""
+    """Return every target that a model is placed for; the others have the placement of one of these."""
     return tuple(_PLACEMENTS)
 
 
@@ -49,17 +48,10 @@ def takes_unsigned(target: str) -> bool:
     return _PLACEMENTS[target].takes_unsigned
 
 
-def check_target(target: str) -> None:
-    """Raise InvalidValueError for a target that nothing can be placed for."""
-    if target not in _PLACEMENTS:
-        raise InvalidValueError(f"target: expected one of {sorted(_PLACEMENTS)}, got {target!r}")
-
-
 def place(graph: TensorGraph, target: str, overrides: Overrides) -> list[Decision]:
     """Return the decisions for a target, in order of execution.
 
     Raises:
         InvalidValueError: unknown target.
     """
-    check_target(target)
-    return _PLACEMENTS[target].place(graph, overrides)
+    return _PLACEMENTS[placement_of(target)].place(graph, overrides)

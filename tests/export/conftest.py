@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import fakequant as fq
-from fakequant.export import ExportReport, Session
+from fakequant.export import ExportReport, Session, runtime
 from fakequant.export.graph import QUANTIZER_KEY, constant_of
 
 
@@ -143,6 +143,15 @@ def float_cnn(tmp_path_factory) -> Exported:
 def fresh_cnn() -> tuple[nn.Module, Tensor]:
     """A residual CNN of one's own, quantized and calibrated, and its batch."""
     return residual()
+
+
+@pytest.fixture
+def cuda_that_takes_nothing(monkeypatch) -> None:
+    """A provider in place of CUDA that is there and takes no node."""
+    name = "AzureExecutionProvider"
+    if name not in onnxruntime.get_available_providers():
+        pytest.skip(f"this onnxruntime has no {name}")
+    monkeypatch.setitem(runtime._PROVIDERS, "cuda", dataclasses.replace(runtime._PROVIDERS["cuda"], name=name))
 
 
 def _optimized_ops(path: Path) -> Counter[str]:

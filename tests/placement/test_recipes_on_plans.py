@@ -198,16 +198,29 @@ class TestTarget:
     def test_a_rule_about_it_counts(self, planned, target):
         assert bits(planned(fq.Rule("a", target=target, **FLOAT)), "a.weight") == [None]
 
-    @pytest.mark.parametrize("target", ["onnxruntime", "TensorRT", "rt", ""])
+    @pytest.mark.parametrize("target", ["onnxruntime", "*runtime"])
     def test_a_rule_about_others_does_not(self, planned, target):
         assert bits(planned(fq.Rule("a", target=target, **FLOAT)), "a.weight") == [8]
+
+    @pytest.mark.parametrize("target", ["tensorrt-ep", "onnxruntime-cuda"])
+    def test_a_rule_about_tensorrt_counts_for_targets_with_its_placement(self, planned, target):
+        rules = fq.Rule("a", target="tensorrt", **FLOAT), fq.Rule("b", target="onnxruntime", **FLOAT)
+        edges = planned(*rules, target=target)
+        assert [bits(edges, f"{name}.weight") for name in "ab"] == [[None], [8]]
+
+    @pytest.mark.parametrize("target", ["TensorRT", "rt", "", "tensorrt-ep", "onnxruntime-cuda"])
+    def test_a_rule_about_no_placement_is_refused(self, target):
+        with pytest.raises(
+            fq.InvalidValueError, match=rf"Rule.target: .* \['onnxruntime', 'tensorrt'\], .* got '{target}'"
+        ):
+            fq.Rule("a", target=target)
 
     def test_a_rule_about_others_may_match_nothing(self, planned):
         assert planned(fq.Rule("nowhere", target="onnxruntime")) == planned()
 
     def test_unknown(self, x):
         with pytest.raises(
-            fq.InvalidValueError, match=r"target: expected one of \['onnxruntime', 'tensorrt'\], got 'tpu'"
+            fq.InvalidValueError, match=r"target: expected one of \['onnxruntime', .*'tensorrt-ep'\], got 'tpu'"
         ):
             fq.plan(Net(), x, "tpu")
 
@@ -302,7 +315,7 @@ TOML = {
     "reason": ('[[rule]]\nname = "a"\nfloat = true\nreason = "why"', (fq.Rule("a", **FLOAT, reason="why"),)),
     "type": ('[[rule]]\ntype = "add"\nfloat = true', (fq.Rule(type="add", **FLOAT),)),
     "force": ('[[rule]]\nname = "head"\nforce = true', (fq.Rule("head", force=True),)),
-    "target": ('[[rule]]\nname = "x"\ntarget = "other"', (fq.Rule("x", target="other"),)),
+    "target": ('[[rule]]\nname = "x"\ntarget = "onnx*"', (fq.Rule("x", target="onnx*"),)),
     "position": ('[[rule]]\nposition = "last"\nfloat = true', (fq.Rule(position="last", **FLOAT),)),
     "grid": (
         '[[rule]]\nname = "a"\nweight = {num_bits = 4, axis = 0, narrow_range = true}',

@@ -14,16 +14,18 @@ residual_adds   R33
 sharing         R34, R36, R37, 1f
 placement       R32, R35, R38, R41
 attention       R42
+cuda            C1 to C5, ONNX Runtime's CUDA provider
 ==============  ===================================================================
 
 The rules are numbered as in docs/placement.md, which has those of placement; the
 docstring of each check says where its rule comes from. 1c is the table of channel axes,
-1f a Q that is not one of a pair. None of them was measured on TensorRT by us.
+1f a Q that is not one of a pair. None of them was measured on TensorRT or a GPU by us.
 """
 
 from fakequant.export.checks import (
     attention,
     codes,
+    cuda,
     layers,
     operators,
     placement,
@@ -44,6 +46,7 @@ __all__ = [
     "attention",
     "checks_for",
     "codes",
+    "cuda",
     "layers",
     "operators",
     "placement",

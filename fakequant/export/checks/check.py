@@ -87,9 +87,13 @@ _CHECKS: dict[str, list[Check]] = {}
 
 
 def check(
-    rule: str, severity: Severity, advice: str, targets: tuple[str, ...] = ("tensorrt",)
+    rule: str, severity: Severity, advice: str, targets: tuple[str, ...] = ("tensorrt", "tensorrt-ep")
 ) -> Callable[[Finder], Check]:
-    """Make a function the check of a rule, for each of the targets."""
+    """Make a function the check of a rule, for each of the targets.
+
+    The TensorRT provider of ONNX Runtime has TensorRT's rules; a node that breaks one of them is an
+    error there too, though it may then run outside of TensorRT.
+    """
 
     def register(find: Finder) -> Check:
         made = Check(rule, severity, advice, find)

@@ -26,9 +26,12 @@ def unknown_codes(view: View) -> Iterator[Fault]:
         yield quantizer.node, f"expected {part} of int8, int4, float8e4m3fn or float4e2m1, got {quantizer.codes}"
 
 
-@check("R3", Severity.ERROR, "Store the bias as floats, without DequantizeLinear")
+@check("R3", Severity.ERROR, "Store the bias as floats, without DequantizeLinear", targets=("tensorrt",))
 def int32_dequantized(view: View) -> Iterator[Fault]:
-    """Source: IDequantizeLayer takes Int8, FP8, Int4 and FP4 only (onnxruntime#14229, onnx-tensorrt#850)."""
+    """Source: IDequantizeLayer takes Int8, FP8, Int4 and FP4 only (onnxruntime#14229, onnx-tensorrt#850).
+
+    ONNX Runtime folds such a bias before it hands the graph to TensorRT.
+    """
     for quantizer in view.quantizers:
         if quantizer.codes == ir.DataType.INT32:
             yield quantizer.node, f"expected a float bias, got {quantizer.data.name} of int32 behind DequantizeLinear"

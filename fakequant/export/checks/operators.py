@@ -23,11 +23,12 @@ _ONNX_DOMAINS = frozenset({"", "ai.onnx.ml", "ai.onnx.preview.training"})
 def integer_operator(view: View) -> Iterator[Fault]:
     """Source: onnx-tensorrt onnxOpCheckers.cpp; TensorRT makes integer kernels itself, out of Q/DQ."""
     for node in view.all_nodes:
-        if _is_integer(node):
-            yield node, f"expected a float op between Q and DQ, got {_full_name(node)}"
+        if is_integer(node):
+            yield node, f"expected a float op between Q and DQ, got {full_name(node)}"
 
 
-def _is_integer(node: ir.Node) -> bool:
+def is_integer(node: ir.Node) -> bool:
+    """Whether a node computes in integers by itself, without Q/DQ around it."""
     if node.domain == "":
         return node.op_type in _INTEGER_OPS or node.op_type.startswith("QLinear")
     is_ours = node.domain == "com.microsoft"
@@ -53,7 +54,7 @@ def refused_form(view: View) -> Iterator[Fault]:
 def computes_in_uint8(view: View) -> Iterator[Fault]:
     """Source: onnx-tensorrt: UINT8 is a type of the network's inputs and outputs only."""
     for node in view.all_nodes:
-        if node.domain != "" or node.op_type in _TAKE_UINT8 or _is_integer(node):
+        if node.domain != "" or node.op_type in _TAKE_UINT8 or is_integer(node):
             continue
         values = [v for v in (*node.inputs, *node.outputs) if v is not None and v.dtype == ir.DataType.UINT8]
         if values and not produced_by(values[0], "QuantizeLinear"):
@@ -75,10 +76,11 @@ def custom_operator(view: View) -> Iterator[Fault]:
     seen: set[tuple[str, str]] = set()
     for node in view.all_nodes:
         key = (node.domain, node.op_type)
-        if node.domain not in _ONNX_DOMAINS and not _is_integer(node) and key not in seen:
+        if node.domain not in _ONNX_DOMAINS and not is_integer(node) and key not in seen:
             seen.add(key)
-            yield node, f"{_full_name(node)} is not an ONNX op"
+            yield node, f"{full_name(node)} is not an ONNX op"
 
 
-def _full_name(node: ir.Node) -> str:
+def full_name(node: ir.Node) -> str:
+    """Return the op with its domain."""
     return f"{node.domain}::{node.op_type}" if node.domain else node.op_type

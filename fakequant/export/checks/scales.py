@@ -65,6 +65,11 @@ def _misfit(quantizer: Quantizer, scale: Array) -> str:
         return "expected data of one dimension or more, got a scalar" if is_scalar else ""
     if axis is None:
         return f"expected an axis beside {scale.size} scales, got none"
+    return misfit_along(axis, shape, scale)
+
+
+def misfit_along(axis: int, shape: ir.Shape | None, scale: Array) -> str:
+    """Return why scales, one a channel, do not fit along an axis; "" if they do or the file does not say."""
     if shape is None:
         return ""
     rank = shape.rank()

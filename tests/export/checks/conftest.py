@@ -36,9 +36,9 @@ def parsed(body: str, opset: int = 19) -> onnx.ModelProto:
 def check(tmp_path) -> Callable[..., CheckReport]:
     """Check the text of a graph."""
 
-    def run(body: str, opset: int = 19) -> CheckReport:
+    def run(body: str, opset: int = 19, target: str = "tensorrt") -> CheckReport:
         onnx.save(parsed(body, opset), tmp_path / "model.onnx")
-        return fq.check_onnx(tmp_path / "model.onnx")
+        return fq.check_onnx(tmp_path / "model.onnx", target=target)
 
     return run
 

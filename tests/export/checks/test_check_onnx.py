@@ -116,7 +116,10 @@ def test_the_file_is_left_as_it_was(tmp_path, parsed):
 
 def test_unknown_target(tmp_path, parsed):
     onnx.save(parsed(CONV), tmp_path / "m.onnx")
-    with pytest.raises(fq.InvalidValueError, match=r"target: expected one of \['tensorrt'\], got 'toaster'"):
+    with pytest.raises(
+        fq.InvalidValueError,
+        match=r"target: expected one of \['onnxruntime-cuda', 'tensorrt', 'tensorrt-ep'\], got 'toaster'",
+    ):
         fq.check_onnx(tmp_path / "m.onnx", target="toaster")
 
 
