@@ -1,7 +1,7 @@
 """Fake quantization, calibration, QAT and Q/DQ ONNX export for PyTorch models.
 
 Importing this loads torch but not onnx: ``export_onnx``, ``check_onnx``,
-``inspect_onnx`` and ``validate_onnx`` load it when they are first used.
+``inspect_onnx``, ``validate_onnx`` and ``compare`` load it when they are first used.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ from fakequant.retarget import retarget
 from fakequant.summary import print_quant_summary, quant_summary
 
 if TYPE_CHECKING:
-    from fakequant.export import check_onnx, export_onnx, inspect_onnx, validate_onnx
+    from fakequant.export import check_onnx, compare, export_onnx, inspect_onnx, validate_onnx
 
 __version__ = "0.1.0"
 
@@ -61,6 +61,7 @@ __all__ = [
     "calib",
     "calibrate",
     "check_onnx",
+    "compare",
     "deactivate",
     "dequantize",
     "enable_onnx_export",
@@ -87,7 +88,7 @@ __all__ = [
     "validate_onnx",
 ]
 
-_FROM_EXPORT = frozenset({"check_onnx", "export_onnx", "inspect_onnx", "validate_onnx"})
+_FROM_EXPORT = frozenset({"check_onnx", "compare", "export_onnx", "inspect_onnx", "validate_onnx"})
 
 
 def __getattr__(name: str) -> Any:

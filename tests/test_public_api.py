@@ -9,7 +9,7 @@ import torch
 import fakequant
 
 ROOT = Path(fakequant.__file__).parents[1]
-LOADED_ON_USE = {"check_onnx", "export_onnx", "inspect_onnx", "validate_onnx"}
+LOADED_ON_USE = {"check_onnx", "compare", "export_onnx", "inspect_onnx", "validate_onnx"}
 
 
 def test_all_is_sorted_and_without_duplicates():

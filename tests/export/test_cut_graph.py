@@ -5,8 +5,10 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from fakequant.export.cut_graph import cut_at_quantizers
-from fakequant.export.graph import CALL_KEY, QUANTIZER_KEY
+import fakequant as fq
+from fakequant.export.cut_graph import cut_at_quantizers, expose_codes
+from fakequant.export.graph import CALL_KEY, MODULE_KEY, QUANTIZER_KEY
+from fakequant.export.stretches import Stretches
 
 TEXT = """
 <ir_version: 10, opset_import: ["" : 19]>
@@ -42,9 +44,16 @@ def load(text: str) -> ir.Model:
 
 
 def test_every_activation_is_a_cut_in_order(model):
-    assert [(c.quantizer, c.call, c.given, c.computed) for c in cut_at_quantizers(model)] == [
+    assert [(c.name, c.call, c.given, c.computed) for c in cut_at_quantizers(model)] == [
         ("a", 0, "q1.given", "q1"),
-        ("a", 1, "q2.given", "q2"),
+        ("a (call 2)", 1, "q2.given", "q2"),
+    ]
+
+
+def test_a_cut_knows_its_quantizers_and_its_grid(model):
+    assert [(c.quantizers, c.scale, c.zero_point) for c in cut_at_quantizers(model)] == [
+        (("a",), 0.5, 0),
+        (("a", "b"), 0.25, 0),
     ]
 
 
@@ -72,6 +81,19 @@ def test_outputs_keep_their_place(model):
     cut_at_quantizers(model)
     assert [v.name for v in model.graph.outputs] == ["y", "q1", "q2"]
     assert [v.name for v in model.graph.inputs] == ["x", "q1.given", "q2.given"]
+
+
+def test_exposed_codes_are_read_as_before(model):
+    assert expose_codes(model) == cut_at_quantizers(load(TEXT))
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    y, q1, q2 = session.run(["y", "q1", "q2"], {"x": np.array([1, 2, 3, -4], dtype=np.float32)})
+    assert (q1.tolist(), q2.tolist(), y.tolist()) == ([2, 4, 6, -8], [4, 8, 12, 0], [2, 4, 6, 4])
+
+
+def test_an_exposed_graph_is_cut_at_the_same_places(model):
+    cuts = expose_codes(model)
+    assert cut_at_quantizers(model) == cuts
+    assert [v.name for v in model.graph.outputs] == ["y", "q1", "q2"]
 
 
 def test_codes_that_are_an_output_already_are_not_added_again():
@@ -103,3 +125,65 @@ def test_codes_that_are_an_output_already_are_not_added_again():
 )
 def test_what_is_not_cut(text):
     assert cut_at_quantizers(load(text)) == ()
+
+
+def test_a_call_that_is_no_number(model):
+    next(n for n in model.graph if n.outputs[0].name == "q2").metadata_props[CALL_KEY] = "-1"
+    with pytest.raises(fq.ValidationError, match="expected the number of a call in its metadata 'fakequant.call', got"):
+        cut_at_quantizers(model)
+
+
+FORK = """
+<ir_version: 10, opset_import: ["" : 19]>
+agraph (float[4] x, bool c) => (float[4] y)
+<float s = {0.5}, int8 z = {0}>
+{
+    r = Relu(x)
+    q1 = QuantizeLinear(r, s, z)
+    d1 = DequantizeLinear(q1, s, z)
+    n = Shape(x)
+    m = Reshape(d1, n)
+    k = Constant<value = float {2.0}>()
+    a = Add(m, x)
+    p = If(c) <then_branch = then () => (float[4] t) { t = Mul(a, k) }, else_branch = other () => (float[4] e) {
+        e = Sub(d1, k) }>
+    w = Cast<to = 1>(p)
+    y = Neg(w)
+}
+"""
+MODULES = {"r": "first", "m": "second", "t": "branch"}
+
+
+@pytest.fixture
+def fork() -> ir.Model:
+    model = load(FORK)
+    for node in model.graph.all_nodes():
+        if node.outputs[0].name in MODULES:
+            node.metadata_props[MODULE_KEY] = MODULES[node.outputs[0].name]
+    cut_at_quantizers(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("end", "modules", "sources"),
+    [
+        ("q1", ("first",), ("x",)),
+        ("y", ("second", "(Add)", "(If)", "branch", "(Sub)", "(Neg)"), ("x", "c", "q1.given")),
+    ],
+)
+def test_a_stretch_is_what_lies_between_cuts(fork, end, modules, sources):
+    stretch = Stretches(fork.graph).to(end)
+    assert (stretch.modules, stretch.sources) == (modules, sources)
+
+
+def test_a_shape_is_no_source():
+    text = FORK.replace("Add(m, x)", "Add(m, m)")
+    model = load(text)
+    cut_at_quantizers(model)
+    assert Stretches(model.graph).to("y").sources == ("c", "q1.given")
+
+
+def test_the_nodes_of_a_quantizer_are_no_module(fork):
+    next(n for n in fork.graph if n.op_type == "Neg").metadata_props[MODULE_KEY] = "a"
+    assert "a" not in Stretches(fork.graph).to("y").modules
+    assert "(Neg)" not in Stretches(fork.graph).to("y").modules

@@ -142,13 +142,13 @@ def test_an_unknown_provider(cnn):
 
 
 def test_a_missing_file(tmp_path, cnn):
-    with pytest.raises(fq.ValidationError, match=r"none\.onnx: expected an ONNX file, got none there"):
+    with pytest.raises(fq.ValidationError, match=r"none\.onnx: expected an ONNX file, got nothing there"):
         fq.validate_onnx(tmp_path / "none.onnx", cnn.model, cnn.args)
 
 
 def test_a_file_that_is_no_onnx(tmp_path, cnn):
     (tmp_path / "text.onnx").write_text("hello")
-    with pytest.raises(fq.ValidationError, match=r"text\.onnx: onnxruntime cannot load it"):
+    with pytest.raises(fq.ValidationError, match=r"text\.onnx: expected an ONNX file, got something else"):
         fq.validate_onnx(tmp_path / "text.onnx", cnn.model, cnn.args)
 
 
@@ -165,7 +165,9 @@ def test_no_data(cnn):
 
 
 def test_another_model(cnn):
-    with pytest.raises(fq.ValidationError, match=r"stem\._input_quantizer: expected 1 calls .* Is this the model that"):
+    with pytest.raises(
+        fq.ValidationError, match=r"expected quantizers that the model has, got stem\._input.* Is this the model"
+    ):
         fq.validate_onnx(cnn.path, nn.Flatten(), cnn.args)
 
 
@@ -260,13 +262,13 @@ def test_a_float_model_has_no_steps(tmp_path):
 
 def test_equal_outputs_have_infinite_sqnr():
     comparison = fq.export.Comparison()
-    comparison.add_outputs([torch.ones(2, 3)], [np.ones((2, 3), dtype=np.float32)])
+    comparison.add_outputs([np.ones((2, 3))], [np.ones((2, 3), dtype=np.float32)])
     assert (comparison.sqnr_db, comparison.max_error) == (math.inf, 0.0)
 
 
 def test_sqnr_is_signal_to_difference():
     comparison = fq.export.Comparison()
-    comparison.add_outputs([torch.full((100,), 10.0)], [np.full(100, 10.1)])
+    comparison.add_outputs([np.full(100, 10.0, dtype=np.float32)], [np.full(100, 10.1)])
     assert comparison.sqnr_db == pytest.approx(40.0, abs=1e-3)
 
 
