@@ -6,8 +6,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from fakequant.export.graph import MODULE_KEY, weight_dequantizers
+from fakequant.export.graph import FLOAT_DTYPE_KEY, MODULE_KEY, weight_dequantizers
 from fakequant.export.kernels import WEIGHTED
+from fakequant.export.rules.float_dtype import FloatDtype
 from fakequant.export.rules.fold_batchnorm import FoldBatchNorm
 
 
@@ -19,6 +20,7 @@ class ExportReport:
         path: where it is.
         target: for which runtime.
         opset: its ONNX opset.
+        float_dtype: its float type.
         size: in bytes, external data included.
         quantizers: names of the quantizers in it.
         not_in_file: enabled quantizers of the model that the exported forward never called.
@@ -26,11 +28,14 @@ class ExportReport:
         folded_batchnorms: how many were folded into weights.
         float_ops: weighted ops without Q/DQ on both inputs, {node: reason}.
         kept_batchnorms: BatchNormalization nodes behind a convolution that stayed, {node: reason}.
+        float32_layers: where that is another type, modules with something that stays float32, {module: reason}.
+        clamped_constants: modules with a constant that the type does not hold, {module: what became of it}.
     """
 
     path: Path
     target: str
     opset: int
+    float_dtype: str
     size: int
     quantizers: tuple[str, ...]
     not_in_file: tuple[str, ...]
@@ -38,17 +43,21 @@ class ExportReport:
     folded_batchnorms: int
     float_ops: dict[str, str]
     kept_batchnorms: dict[str, str]
+    float32_layers: dict[str, str]
+    clamped_constants: dict[str, str]
 
     def __str__(self) -> str:
         """Return the report as lines of text."""
         lines = [
-            f"{self.path}: target {self.target}, opset {self.opset}, {self.size / 1e6:.2f} MB",
+            f"{self.path}: target {self.target}, opset {self.opset}, {self.float_dtype}, {self.size / 1e6:.2f} MB",
             f"{len(self.quantizers)} quantizers, {self.integer_weights} integer weights, "
             f"{self.folded_batchnorms} BatchNorms folded",
         ]
         lines += [f"  not in the file (never called): {name}" for name in self.not_in_file]
         lines += [f"  float: {name}: {reason}" for name, reason in self.float_ops.items()]
         lines += [f"  BatchNorm kept: {name}: {reason}" for name, reason in self.kept_batchnorms.items()]
+        lines += [f"  stays float32: {name}: {reason}" for name, reason in self.float32_layers.items()]
+        lines += [f"  constant clamped: {name}: {change}" for name, change in self.clamped_constants.items()]
         return "\n".join(lines)
 
 
@@ -63,10 +72,12 @@ def describe(
 ) -> ExportReport:
     """Return the report on a written file. Of the enabled quantizers, those called are in it."""
     folds = [rewrite for rewrite in rewrites if isinstance(rewrite, FoldBatchNorm)]
+    floats = [rewrite for rewrite in rewrites if isinstance(rewrite, FloatDtype)]
     return ExportReport(
         path=path,
         target=target,
         opset=model.opset_imports[""],
+        float_dtype=model.metadata_props.get(FLOAT_DTYPE_KEY, "float32"),
         size=size,
         quantizers=tuple(name for name in quantizers if name in called),
         not_in_file=tuple(name for name in quantizers if name not in called),
@@ -74,6 +85,8 @@ def describe(
         folded_batchnorms=sum(fold.folded for fold in folds),
         float_ops=_float_ops(model.graph),
         kept_batchnorms={name: reason for fold in folds for name, reason in fold.skipped.items()},
+        float32_layers={name: reason for change in floats for name, reason in change.float32_layers.items()},
+        clamped_constants={name: text for change in floats for name, text in change.clamped_constants.items()},
     )
 
 

@@ -15,6 +15,9 @@ CALL_KEY = "fakequant.call"
 TARGET_KEY = "fakequant.target"
 """Model metadata: the target that a file was made for."""
 
+FLOAT_DTYPE_KEY = "fakequant.float_dtype"
+"""Model metadata: the float type of a file that is not float32."""
+
 MODULE_KEY = "fakequant.module"
 """Node metadata: full name of the torch module that a node comes from."""
 
@@ -69,14 +72,16 @@ def weight_dequantizers(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Value]]:
 
 
 def new_initializer(
-    graph: ir.Graph, name: str, array: NDArray[np.generic], dtype: ir.DataType | None = None
+    graph: ir.Graph, name: str, array: NDArray[np.generic] | ir.LazyTensor, dtype: ir.DataType | None = None
 ) -> ir.Value:
-    """Add an initializer under a name that is not taken and return its value."""
+    """Add an initializer under a name that is not taken and return its value; a lazy one is made when it is read."""
     unique, count = name, 0
     while unique in graph.initializers:
         count += 1
         unique = f"{name}_{count}"
-    tensor = ir.tensor(np.asarray(array, order="C"), dtype=dtype, name=unique)
+    tensor: ir.TensorProtocol
+    tensor = array if isinstance(array, ir.LazyTensor) else ir.tensor(np.asarray(array, order="C"), dtype=dtype)
+    tensor.name = unique
     value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)
     return value

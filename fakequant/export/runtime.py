@@ -18,9 +18,13 @@ from numpy.typing import NDArray
 
 from fakequant.errors import InvalidValueError, ValidationError
 from fakequant.export.engine_layers import EngineLayer
+from fakequant.export.graph import FLOAT_DTYPE_KEY
 from fakequant.export.kernels import INTEGER_OPS
 
 _CPU = "CPUExecutionProvider"
+
+_WRONG_IN_HALF = "WeightBiasQuantization"
+"""An optimizer of ONNX Runtime that computes the scales of biases in float16, where they become 0 (seen in 1.31)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,10 +192,12 @@ def _open(
         dump = Path(folder) / "optimized.onnx"
         if not provider.compiles:
             options.optimized_model_filepath = str(dump)
+        providers = [(provider.name, dict(provider.options)), *provider.behind]
         try:
-            session = onnxruntime.InferenceSession(
-                path, options, providers=[(provider.name, dict(provider.options)), *provider.behind]
-            )
+            session = onnxruntime.InferenceSession(path, options, providers=providers)
+            if FLOAT_DTYPE_KEY in session.get_modelmeta().custom_metadata_map:
+                options.add_session_config_entry("optimization.disable_specified_optimizers", _WRONG_IN_HALF)
+                session = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # onnxruntime raises its own types, unrelated to each other
             raise ValidationError(f"{path}: onnxruntime cannot load it: {error}") from error
         if session.get_providers()[0] != provider.name:

@@ -16,6 +16,7 @@ from fakequant.export.exportable import check_not_calibrating, check_quantizers,
 from fakequant.export.graph import DOMAIN, TARGET_KEY
 from fakequant.export.rules.drop_metadata import DropMetadata
 from fakequant.export.rules.expand_quantizers import ExpandQuantizers
+from fakequant.export.rules.float_dtype import float_rewrites
 from fakequant.export.rules.float_weights import FloatWeights
 from fakequant.export.rules.merge_quantizers import MergeQuantizers
 from fakequant.export.rules.name_nodes import NameNodes
@@ -26,7 +27,10 @@ from fakequant.export.write import write
 from fakequant.nn.walk import named_quantizers
 from fakequant.retarget import targeted
 
-MIN_OPSET, MAX_OPSET = 18, 21
+MIN_OPSET, MAX_OPSET = 13, 21
+
+_IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10}
+"""By opset, as ONNX published them together; onnx's own default is newer than the runtimes accept."""
 
 
 def export_onnx(
@@ -40,6 +44,7 @@ def export_onnx(
     dynamic_shapes: Mapping[str, Any] | Sequence[Any] | None = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
+    float_dtype: str = "float32",
 ) -> ExportReport:
     """Write a quantized model as an ONNX file with standard QuantizeLinear and DequantizeLinear.
 
@@ -49,13 +54,19 @@ def export_onnx(
         model: calibrated; any module with TensorQuantizers.
         args: example inputs, as a tuple.
         path: of the file. Tensors beyond 2 GiB go to ``<path>.data`` beside it.
-        target: ``"tensorrt"`` or ``"onnxruntime"``.
+        target: ``"tensorrt"``, ``"tensorrt-ep"``, ``"onnxruntime"`` or ``"onnxruntime-cuda"``.
         weights: ``"int8"`` stores codes with a DQ only (a quarter of the size; TensorRT 10 and
             later, ONNX Runtime); ``"float"`` stores floats with Q and DQ (TensorRT 8 and 9).
-        opset: 18 to 21; by default the target's.
+        opset: 13 to 21; by default the target's. Below 18 torch's TorchScript exporter traces the model.
         dynamic_shapes: as for torch.export, such as ``({0: torch.export.Dim("batch")},)``.
         input_names: of the graph.
         output_names: of the graph.
+        float_dtype: of everything that is not codes, scales, inputs and outputs included: ``"float16"`` or
+            ``"bfloat16"`` for the strongly typed graph of TensorRT 10 and 11. Layers that the type cannot
+            hold stay float32; the report names them. Scales are rounded too: of the codes, about one in a
+            hundred is a step beside torch's in float16, more in bfloat16. ONNX Runtime (1.31) gets the biases of
+            such files wrong unless the session option ``optimization.disable_specified_optimizers`` is
+            ``"WeightBiasQuantization"``; ``Session`` sets it.
 
     Returns:
         What the file holds: quantizers, folded layers, and what is not in it and why.
@@ -64,12 +75,14 @@ def export_onnx(
         ExportError: an enabled quantizer is not calibrated or still collects (all are named), or the opset
             has no type for its codes; a quantized weight is not float32; there is no such folder; torch
             cannot export the model; the checker refuses the result. No file is written.
-        InvalidValueError: unknown target, weights or opset.
+        InvalidValueError: unknown target, weights, opset or float_dtype, or a float_dtype that the target or
+            opset has not.
         InvalidTypeError: args is no tuple, or model no module.
     """
     chosen, file = target_named(target), Path(path)
     _check_arguments(model, args, weights, opset)
     version = opset or chosen.default_opset
+    floats = float_rewrites(float_dtype, target, version)
     with targeted(model, target):
         quantizers = {name: quantizer for name, quantizer in named_quantizers(model) if quantizer.is_enabled}
         check_not_calibrating(model)
@@ -86,13 +99,17 @@ def export_onnx(
             input_names=input_names,
             output_names=output_names,
         )
+        traced = tuple(graph.graph.initializers.values())
         NameNodes()(graph)
         called = {node.attributes["name"].as_string() for node in graph.graph.all_nodes() if node.domain == DOMAIN}
         graph = optimizer.optimize(graph)
         ExpandQuantizers(quantizers)(graph)
-    rewrites = _rewrite(graph, chosen, weights)
+    rewrites = _rewrite(graph, chosen, weights, floats)
     size = write(graph, file)
-    return describe(graph, file, size, chosen.name, rewrites, quantizers, called)
+    report = describe(graph, file, size, chosen.name, rewrites, quantizers, called)
+    for value in (*traced, *graph.graph.initializers.values()):
+        value.const_value = None  # onnxscript's rules hold on to the last graph, which holds the model's weights
+    return report
 
 
 def _check_arguments(model: object, args: object, weights: str, opset: int | None) -> None:
@@ -106,8 +123,10 @@ def _check_arguments(model: object, args: object, weights: str, opset: int | Non
         raise InvalidValueError(f"opset: expected {MIN_OPSET} to {MAX_OPSET}, got {opset}")
 
 
-def _rewrite(model: ir.Model, target: Target, weights: str) -> tuple[ir.passes.InPlacePass, ...]:
-    rewrites = target.rewrites()
+def _rewrite(
+    model: ir.Model, target: Target, weights: str, floats: tuple[ir.passes.InPlacePass, ...]
+) -> tuple[ir.passes.InPlacePass, ...]:
+    rewrites = (*target.rewrites(), *floats)
     for rewrite in (MergeQuantizers(), *rewrites, RemoveUnusedNodesPass()):
         rewrite(model)
     if weights == "float":
@@ -117,5 +136,5 @@ def _rewrite(model: ir.Model, target: Target, weights: str) -> tuple[ir.passes.I
     DropMetadata()(model)
     model.metadata_props[TARGET_KEY] = target.name
     model.producer_name, model.producer_version = "fakequant", None
-    model.ir_version = 10 if model.opset_imports[""] >= 21 else 9
+    model.ir_version = _IR_VERSIONS[model.opset_imports[""]]
     return rewrites

@@ -20,13 +20,22 @@ from torch import Tensor, nn
 from fakequant.call_sites import TRANSLATIONS
 from fakequant.errors import ExportError
 from fakequant.export.graph import DOMAIN, MARKER
+from fakequant.export.tensor_inputs import check_dynamic, tensor_inputs
+from fakequant.export.torchscript import trace_torchscript, warn_of_sizes
 from fakequant.nn import TensorQuantizer
 from fakequant.nn.modes import evaluating
+from fakequant.nn.walk import named_quantizers
 
 _LIBRARY = torch.library.Library("fakequant", "DEF")
-_LIBRARY.define("quantizer(Tensor x, str name) -> Tensor")
+# CONSERVATIVE: TorchScript must not make one of two equal calls; what validates a file counts calls.
+_LIBRARY.define("quantizer(Tensor x, str name) -> Tensor", "CONSERVATIVE")
 _LIBRARY.impl("quantizer", lambda x, name: x.clone(), "CompositeExplicitAutograd")
 _LIBRARY.impl("quantizer", lambda x, name: torch.empty_like(x), "Meta")
+
+_FIRST_OF_TORCH_EXPORT = 18
+"""The first opset that torch's torch.export based exporter writes; its TorchScript exporter writes those before."""
+
+_OLD_EXPORTER = ". Files below opset 18 are from torch's TorchScript exporter, which register_op does not reach"
 
 _FLOATS = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)"]
 _MARKER = Op(
@@ -72,31 +81,67 @@ def trace(
     Raises:
         ExportError: torch cannot export the model.
     """
-    with evaluating(model), _marked(quantizers), warnings.catch_warnings():
-        # torch warns about its own internals here; what matters to the user is checked by export_onnx.
-        warnings.simplefilter("ignore")
+    inputs = tensor_inputs(model, args, dynamic_shapes)
+    if len(input_names or ()) > len(inputs):
+        known = ", ".join(value.name for value in inputs)
+        raise ExportError(f"input_names: expected at most {len(inputs)} ({known}), got {len(input_names or ())}")
+    names = input_names, output_names
+    # torch warns about its own internals here; what matters to the user is checked by export_onnx.
+    with evaluating(model), _marked(model, quantizers), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         try:
-            program = torch.onnx.export(
-                model,
-                args,
-                dynamo=True,
-                opset_version=opset,
-                dynamic_shapes=dynamic_shapes,  # type: ignore[arg-type]
-                input_names=input_names,
-                output_names=output_names,
-                custom_translation_table={**TRANSLATIONS, torch.ops.fakequant.quantizer.default: _marker},
-                optimize=False,
-                verbose=False,
-            )
+            if opset < _FIRST_OF_TORCH_EXPORT:
+                graph, fixed = trace_torchscript(model, args, inputs, opset, *names), frozenset[str]()
+            else:
+                graph, fixed = _trace_torch_export(model, args, dynamic_shapes, opset, *names)
+        except ExportError:
+            raise
         except Exception as error:  # torch raises its own types, unrelated to each other
-            raise ExportError(f"torch.onnx.export failed for {type(model).__name__}: {error}") from error
+            hint = "" if opset >= _FIRST_OF_TORCH_EXPORT else _OLD_EXPORTER
+            raise ExportError(f"torch.onnx.export failed for {type(model).__name__}: {error}{hint}") from error
+    if opset < _FIRST_OF_TORCH_EXPORT and any(value.dynamic for value in inputs):
+        warn_of_sizes(caught)
+    check_dynamic(graph.graph, inputs, fixed)
+    return graph
+
+
+def _trace_torch_export(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    dynamic_shapes: Mapping[str, Any] | Sequence[Any] | None,
+    opset: int,
+    input_names: Sequence[str] | None,
+    output_names: Sequence[str] | None,
+) -> tuple[ir.Model, frozenset[str]]:
+    """Return the graph, and the names of sizes in it that are no variables: torch.export found one value for them."""
+    program = torch.onnx.export(
+        model,
+        args,
+        dynamo=True,
+        opset_version=opset,
+        dynamic_shapes=dynamic_shapes,  # type: ignore[arg-type]
+        input_names=input_names,
+        output_names=output_names,
+        custom_translation_table={**TRANSLATIONS, torch.ops.fakequant.quantizer.default: _marker},
+        optimize=False,
+        verbose=False,
+    )
     assert program is not None
-    return program.model
+    assert program.exported_program is not None
+    ranges = program.exported_program.range_constraints
+    return program.model, frozenset(str(size) for size, values in ranges.items() if values.lower == values.upper)
 
 
 @contextlib.contextmanager
-def _marked(quantizers: Mapping[str, TensorQuantizer]) -> Iterator[None]:
-    """Let the calls of quantizers be traced as markers for a with block."""
+def _marked(model: nn.Module, quantizers: Mapping[str, TensorQuantizer]) -> Iterator[None]:
+    """Let the calls of quantizers be traced as markers for a with block.
+
+    Their ranges are no buffers meanwhile: torch.export would make an input of each, and take a third longer.
+    """
+    every = [quantizer for _, quantizer in named_quantizers(model)]
+    stores = [q._parameters if "_amax" in q._parameters else q._buffers for q in every]
+    for quantizer, store in zip(every, stores, strict=True):
+        vars(quantizer)["_amax"] = store.pop("_amax")
     for name, quantizer in quantizers.items():
         quantizer.forward = functools.partial(_mark, quantizer, name)  # type: ignore[method-assign]
     try:
@@ -104,6 +149,8 @@ def _marked(quantizers: Mapping[str, TensorQuantizer]) -> Iterator[None]:
     finally:
         for quantizer in quantizers.values():
             del quantizer.forward
+        for quantizer, store in zip(every, stores, strict=True):
+            store["_amax"] = vars(quantizer).pop("_amax")
 
 
 def _mark(quantizer: TensorQuantizer, name: str, inputs: Tensor) -> Tensor:

@@ -11,11 +11,13 @@ def print_ratios(
     work: Mapping[str, Callable[[], object]],
     rounds: int = 9,
     clock: Callable[[], float] = time.perf_counter,
+    settle: float = 0.0,
 ) -> dict[str, float]:
     """Run every piece of work in turn, round after round; print and return each one's median ratio to the first.
 
     Each ratio is taken within one round, so that a slow phase of the machine hits both sides. ``time.process_time``
-    leaves out what other processes take, which matters where a few percent are asked for.
+    leaves out what other processes take, which matters where a few percent are asked for. ``settle`` is how many
+    seconds the threads of the piece before may go on waiting for work; one run that is not timed follows them.
     """
     for run in work.values():  # warm up: caches, allocators, compilation
         run()
@@ -23,6 +25,9 @@ def print_ratios(
     for _ in range(rounds):
         for name, run in work.items():
             gc.collect()
+            if settle:
+                time.sleep(settle)
+                run()
             start = clock()
             run()
             times[name].append(clock() - start)

@@ -213,7 +213,7 @@ def test_the_report_says_what_the_file_holds(cnn):
     assert str(cnn.report).endswith("10 quantizers, 5 integer weights, 4 BatchNorms folded")
 
 
-@pytest.mark.parametrize(("opset", "ir_version"), [(18, 9), (19, 9), (20, 9), (21, 10)])
+@pytest.mark.parametrize(("opset", "ir_version"), [(18, 8), (19, 9), (20, 9), (21, 10)])
 def test_opset_and_ir_version(export, opset, ir_version):
     exported = export(nn.Conv2d(3, 4, 3), torch.randn(1, 3, 5, 5), opset=opset)
     model = onnx.load(exported.path)

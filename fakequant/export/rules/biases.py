@@ -47,7 +47,7 @@ def _in_integers(graph: ir.Graph, gemm: ir.Node) -> bool:
         new_initializer(graph, f"{value.name}.scale", scale),
     ]
     attributes = {"axis": 0} if scale.ndim else {}
-    dequantize = ir.node("DequantizeLinear", inputs, attributes, name=f"{value.name}.DequantizeLinear")
+    dequantize = ir.node("DequantizeLinear", inputs, attributes, name=f"{inputs[0].name}.DequantizeLinear")
     dequantize.outputs[0].type, dequantize.outputs[0].shape = value.type, value.shape
     graph.insert_before(gemm, dequantize)
     gemm.replace_input_with(2, dequantize.outputs[0])

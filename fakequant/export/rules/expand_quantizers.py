@@ -55,6 +55,7 @@ class _Expansion:
         self._marker, self._quantizer, self._all_stored = marker, quantizer, stored
         self._graph, self._data = marker.graph, marker.inputs[0]
         self._name = marker.attributes["name"].as_string()
+        self._named = {MODULE_KEY: self._name}
         self._tape = ir.tape.Tape()
         scale = quantizer.scale.detach().cpu()
         self._axis = self._channel_axis(scale)
@@ -84,14 +85,15 @@ class _Expansion:
             for op_type, code in (("Max", lowest), ("Min", highest)):
                 bound = np.multiply(np.float32(code), self._steps(data))
                 operands = [data, new_initializer(self._graph, f"{self._name}.{op_type}", bound)]
-                data = self._typed(self._tape.op(op_type, operands), ir.DataType.FLOAT)
+                data = self._typed(self._tape.op(op_type, operands, metadata_props=self._named), ir.DataType.FLOAT)
         return self._emit("QuantizeLinear", data, self._dtype)
 
     def _stored(self, weight: NDArray[np.generic]) -> ir.Value:
         key = self._data, self._scale.tobytes(), self._quantizer.bounds
         if key not in self._all_stored:
             steps = torch.from_numpy(np.asarray(self._steps(self._data)))
-            codes = arithmetic.quantize(torch.from_numpy(weight), steps, *self._quantizer.bounds).numpy()
+            values = torch.from_numpy(np.require(weight, requirements="W"))  # that of a Constant is read-only
+            codes = arithmetic.quantize(values, steps, *self._quantizer.bounds).numpy()
             name = f"{self._data.name}.codes"
             self._all_stored[key] = new_initializer(self._graph, name, codes.astype(self._dtype.numpy()))
         return self._all_stored[key]
@@ -99,7 +101,7 @@ class _Expansion:
     def _emit(self, op_type: str, data: ir.Value, dtype: ir.DataType) -> ir.Value:
         call = self._marker.metadata_props.get(CALL_KEY, "0")
         name = f"{self._name}.{op_type}" + ("" if call == "0" else f".{int(call) + 1}")
-        keys = {MODULE_KEY: self._name, QUANTIZER_KEY: self._name, CALL_KEY: call}
+        keys = {**self._named, QUANTIZER_KEY: self._name, CALL_KEY: call}
         attributes = {} if self._axis is None else {"axis": self._axis}
         made = self._tape.op(op_type, [data, *self._parameters], attributes, name=name, metadata_props=keys)
         made.name = f"{name}.output"
@@ -108,7 +110,7 @@ class _Expansion:
     def _cast(self, data: ir.Value, dtype: ir.DataType | None) -> ir.Value:
         if dtype is None or data.dtype == dtype:
             return data
-        return self._typed(self._tape.op("Cast", [data], {"to": dtype}), dtype)
+        return self._typed(self._tape.op("Cast", [data], {"to": dtype}, metadata_props=self._named), dtype)
 
     def _typed(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         value.type, value.shape = ir.TensorType(dtype), self._data.shape

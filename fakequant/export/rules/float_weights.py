@@ -4,7 +4,11 @@ TensorRT 8 and 9 need this form (rule R16). The floats are the dequantized codes
 gives back the same codes, bit for bit.
 """
 
+import functools
+
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from fakequant.export.graph import QUANTIZER_KEY, along_axis, axis_of, constant_of, new_initializer, weight_dequantizers
 
@@ -20,8 +24,10 @@ class FloatWeights(ir.passes.InPlacePass):
             if codes is None or scale is None:
                 continue
             axis = axis_of(node, scale)
-            values = codes.astype(scale.dtype) * along_axis(scale, axis, codes.ndim)
-            weight = new_initializer(model.graph, f"{stored.name}.values", values)
+            values = functools.partial(_values, codes, along_axis(scale, axis, codes.ndim))
+            # Lazy: one weight after the other is in memory as floats, while the file is written.
+            lazy = ir.LazyTensor(values, ir.DataType.from_numpy(scale.dtype), ir.Shape(codes.shape))
+            weight = new_initializer(model.graph, f"{stored.name}.values", lazy)
             attributes = {} if axis is None else {"axis": axis}
             quantize = ir.node("QuantizeLinear", [weight, *node.inputs[1:3]], attributes)
             quantize.name = (node.name or "weight").replace("DequantizeLinear", "QuantizeLinear")
@@ -31,3 +37,7 @@ class FloatWeights(ir.passes.InPlacePass):
             node.replace_input_with(0, quantize.outputs[0])
             modified = True
         return ir.passes.PassResult(model, modified)
+
+
+def _values(codes: NDArray[np.generic], scale: NDArray[np.generic]) -> ir.TensorProtocol:
+    return ir.tensor(codes.astype(scale.dtype) * scale)

@@ -5,14 +5,19 @@ For x of rank 3 or more, [N, C, ...]::
     ReduceMean(x, axes of everything behind C) = GlobalAveragePool(x), its ones squeezed unless keepdims
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
-from fakequant.export.graph import constant_of, new_initializer
+from fakequant.export.graph import constant_of, new_initializer, produced_by
 
 
 class GlobalPools(ir.passes.InPlacePass):
-    """Replaces every ReduceMean over exactly the axes behind the channels."""
+    """Replaces every ReduceMean of dequantized values over exactly the axes behind the channels.
+
+    One of float values has no integer kernel, and may be a part of a layer norm, which ONNX Runtime recognizes.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Replace."""
@@ -23,11 +28,19 @@ class GlobalPools(ir.passes.InPlacePass):
 
 
 def _is_over_space(node: ir.Node) -> bool:
-    value, axes = node.inputs[0], constant_of(node.inputs[1]) if len(node.inputs) > 1 else None
-    if value is None or value.shape is None or axes is None:
+    value, axes = node.inputs[0], _axes(node)
+    if value is None or value.shape is None or axes is None or not produced_by(value, "DequantizeLinear"):
         return False
     rank = len(value.shape)
-    return rank >= 3 and sorted(int(axis) % rank for axis in axes.reshape(-1)) == list(range(2, rank))
+    return rank >= 3 and sorted(axis % rank for axis in axes) == list(range(2, rank))
+
+
+def _axes(node: ir.Node) -> Sequence[int] | None:
+    """Return the axes, an input since opset 18 and an attribute before; None if they are not written or not known."""
+    if "axes" in node.attributes:
+        return node.attributes["axes"].as_ints()
+    axes = constant_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    return None if axes is None else [int(axis) for axis in axes.reshape(-1)]
 
 
 def _replace(graph: ir.Graph, node: ir.Node) -> None:

@@ -11,7 +11,8 @@ import onnx_ir as ir
 
 from fakequant.export.graph import CALL_KEY, DOMAIN, MODULE_KEY
 
-_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+"""Node metadata: repr of the list of the modules that it was traced in, from the root on, and its own name."""
 
 
 class NameNodes(ir.passes.InPlacePass):
@@ -21,7 +22,7 @@ class NameNodes(ir.passes.InPlacePass):
         """Name; every model is modified."""
         calls: Counter[str] = Counter()
         for node in model.graph.all_nodes():
-            scopes = ast.literal_eval(node.metadata_props.get(_SCOPES_KEY, "['']"))
+            scopes = ast.literal_eval(node.metadata_props.get(SCOPES_KEY, "['']"))
             if len(scopes) > 1 and scopes[-2]:
                 node.metadata_props[MODULE_KEY] = scopes[-2]
             if node.domain == DOMAIN:
