@@ -1,7 +1,9 @@
 """From a quantized torch model to a Q/DQ ONNX file: trace, rewrite for the target, write."""
 
+import contextlib
+import gc
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,19 @@ _IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10}
 """By opset, as ONNX published them together; onnx's own default is newer than the runtimes accept."""
 
 
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Pause Python's cyclic garbage collector, which would look in vain through millions of objects of a trace."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_without_garbage_collection()
 def export_onnx(
     model: nn.Module,
     args: tuple[Any, ...],
