@@ -1,7 +1,12 @@
 """Q/DQ ONNX files: export for a target, checks against its rules, validation against the torch model.
 
 ================  =====================================================================
-to_onnx           export_onnx: trace, rewrite, check, write
+to_onnx           export_onnx: trace, rewrite, write
+exportable        what a model must be before it can be exported
+trace             the graph as torch traces it, with a marker for each quantizer
+torchscript       the same by torch's older exporter, for opsets below 18
+tensor_inputs     the inputs of the graph, and their dynamic dimensions
+write             a whole and valid file, or none
 targets           what each runtime wants; one file a target
 rules             rewrites of the graph; one a file
 graph             reading a Q/DQ graph

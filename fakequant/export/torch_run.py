@@ -149,7 +149,7 @@ def _recording(model: nn.Module, cuts: Iterable[Cut]) -> Iterator[tuple[dict[Cut
                 raise ValidationError(f"{name}: expected it calibrated and enabled as in the file, got {quantizer}")
             # Exact: output is code * scale, and a quotient within half a step rounds to the code.
             given = _array(output.to(torch.float32).div(scale).round_())
-            codes[cut] = (given + cut.zero_point).astype(cut.dtype)
+            codes[cut] = np.asarray(given + cut.zero_point, cut.dtype)  # asarray: a sum of 0-d arrays is no array
 
     hooks = [
         quantizer.register_forward_hook(lambda module, _, output, name=name: record(name, module, output))

@@ -242,6 +242,23 @@ def test_other_batches_without_inputs(two_inputs):
         fq.validate_onnx(path, model, [(*args, 1)])
 
 
+class ScaledByItsMean(nn.Module):
+    """A quantizer on a tensor without dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quantizer = fq.TensorQuantizer(fq.QuantDescriptor(amax=1.0))
+
+    def forward(self, x):
+        return x * self.quantizer(x.mean())
+
+
+def test_a_quantized_scalar(tmp_path):
+    model, x = ScaledByItsMean(), torch.rand(2, 3)
+    fq.export_onnx(model, (x,), tmp_path / "m.onnx")
+    assert fq.validate_onnx(tmp_path / "m.onnx", model, [x]).simulated.max_steps == 0
+
+
 def test_num_batches_stops_early(cnn):
     def endless():
         while True:
