@@ -28,7 +28,9 @@ def main() -> None:
                 written = fq.export_onnx(model, (x,), path, target=target, float_dtype=float_dtype)
                 found = fq.validate_onnx(path, model, [x])
                 words = [f"{written.size / size:.3f} of the float weights", f"{found.simulated.max_steps} steps"]
-                words.append(f"{found.simulated.moved:.4%} of the codes moved, {found.simulated.sqnr_db:.0f} dB end to end")
+                words.append(
+                    f"{found.simulated.moved:.4%} of the codes moved, {found.simulated.sqnr_db:.0f} dB end to end"
+                )
                 words.append(f"optimized: {found.optimized.max_steps} steps, {found.optimized.sqnr_db:.0f} dB")
                 if target == "tensorrt":
                     words.append(f"{len(fq.check_onnx(path).findings)} findings")
