@@ -50,7 +50,7 @@ def load_amax(model: nn.Module, path: str | os.PathLike[str], *, strict: bool = 
         unknown = [name for name in ranges if name not in quantizers]
         if missing or unknown:
             raise CheckpointError(f"{path}: no range for {missing}; no quantizer for {unknown}")
-    weights = {q: kept_shape(module.weight.shape, q.axis) for q, module in weights_of_quantizers(model).items()}
+    weights = {q: kept_shape(weight.tensor.shape, q.axis) for q, weight in weights_of_quantizers(model).items()}
     for name, stored in ranges.items():
         shape = weights.get(quantizers[name]) if name in quantizers else None
         if shape is not None and stored.shape not in (shape, ()):

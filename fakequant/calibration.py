@@ -20,9 +20,9 @@ from fakequant.batches import model_arguments
 from fakequant.calib import Calibrator, Histogram, HistogramCalibrator, calibrator_for, sqnr_db
 from fakequant.call_sites import call_sites
 from fakequant.errors import CalibrationError, InvalidTypeError, InvalidValueError
-from fakequant.nn import QuantMixin, TensorQuantizer
+from fakequant.nn import TensorQuantizer
 from fakequant.nn.modes import evaluating
-from fakequant.nn.walk import named_quantizers, weights_of_quantizers
+from fakequant.nn.walk import Weight, named_quantizers, weights_of_quantizers
 from fakequant.retarget import every_target
 
 Forward: TypeAlias = Callable[[nn.Module, Any], Any]
@@ -57,7 +57,7 @@ class Calibration:
         self,
         quantizers: dict[str, TensorQuantizer],
         calibrators: dict[str, Calibrator],
-        weights: dict[str, QuantMixin | None],
+        weights: dict[str, Weight | None],
         num_batches: int,
     ) -> None:
         self.num_batches = num_batches
@@ -81,10 +81,10 @@ class Calibration:
             CalibrationError: names every quantizer whose range could not be computed, and why. Nothing is written.
             InvalidValueError: unknown method, or one that this pass did not collect for.
         """
-        for name, module in self._weights.items():
-            if module is not None:
+        for name, weight in self._weights.items():
+            if weight is not None:
                 self._calibrators[name] = _calibrator(self._quantizers[name], weight_method)
-                self._calibrators[name].collect(module.weight)
+                self._calibrators[name].collect(weight.tensor)
         found: dict[str, Tensor] = {}
         problems = []
         for name in self._quantizers:

@@ -6,19 +6,18 @@ type: a subclass with a forward of its own is left alone and reported.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
 from torch.nn.utils import parametrize
 
-from fakequant.call_sites import release
+from fakequant.call_sites import PerCall, release
 from fakequant.conversion_report import ConversionReport, LayerReport
 from fakequant.descriptor import QuantDescriptor
 from fakequant.errors import InvalidTypeError
 from fakequant.install import install
 from fakequant.nn import QuantInputMixin, QuantMixin, TensorQuantizer, quantized_class_of, registered, why_unreachable
-from fakequant.nn.modules.quant_module import INPUT_QUANTIZER, WEIGHT_QUANTIZER
 from fakequant.nn.modules.transformer import undo_unfuse, unfuse
 from fakequant.nn.walk import named_quantizers
 from fakequant.plan import plan
@@ -131,13 +130,17 @@ def dequantize(model: nn.Module) -> nn.Module:
 def _make_float(module: nn.Module) -> None:
     release(module)
     if vars(module).pop(QUANTIZED_FOR, None) and not isinstance(module, QuantInputMixin):
-        for child in (INPUT_QUANTIZER, WEIGHT_QUANTIZER):
-            module._modules.pop(child, None)
+        _drop_quantizers(module)
     if not isinstance(module, QuantInputMixin) or not _is_quantizable(module):
         return
-    for child in (INPUT_QUANTIZER, WEIGHT_QUANTIZER):
-        module._modules.pop(child, None)
+    _drop_quantizers(module)
     module.__class__ = type(module).float_class  # type: ignore[assignment]
+
+
+def _drop_quantizers(module: nn.Module) -> None:
+    for name, child in list(module._modules.items()):
+        if isinstance(child, TensorQuantizer | PerCall):
+            del module._modules[name]
 
 
 def _is_quantizable(module: nn.Module) -> bool:
@@ -167,35 +170,39 @@ def _convert(name: str, module: nn.Module, recipe: Recipe, inside_attention: boo
     if rule.is_float:
         return LayerReport(name, type_name, reason=rule.why_float())
     module.__class__ = quantized_class
+    assert isinstance(module, QuantInputMixin)
     _add_quantizers(module, rule)
     return _as_quantized(name, type_name, module)
 
 
-def _add_quantizers(module: nn.Module, rule: Rule) -> None:
+def _add_quantizers(module: QuantInputMixin, rule: Rule) -> None:
     def grid(choice: QuantDescriptor | Grid | None) -> QuantDescriptor | None:
         return choice if isinstance(choice, QuantDescriptor) else None
 
     if isinstance(module, QuantMixin):
         module.init_quantizer(grid(rule.input), grid(rule.weight))
         if rule.weight is None:
-            module.weight_quantizer.disable()
-    elif isinstance(module, QuantInputMixin):
+            for _, quantizer in module.weight_quantizers():
+                quantizer.disable()
+    else:
         module.init_quantizer(grid(rule.input))
-    if rule.input is None and isinstance(module, QuantInputMixin):
-        module.input_quantizer.disable()
+    if rule.input is None:
+        for quantizer in module.input_quantizers():
+            quantizer.disable()
 
 
-def _as_quantized(name: str, type_name: str, module: nn.Module) -> LayerReport:
-    def grid(child: str) -> QuantDescriptor | None:
-        quantizer = module._modules.get(child)
-        if isinstance(quantizer, TensorQuantizer) and quantizer.is_enabled:
-            return quantizer.descriptor
-        return None
-
-    layer = LayerReport(name, type_name, grid(INPUT_QUANTIZER), grid(WEIGHT_QUANTIZER))
+def _as_quantized(name: str, type_name: str, module: QuantInputMixin) -> LayerReport:
+    weights = (quantizer for _, quantizer in module.weight_quantizers()) if isinstance(module, QuantMixin) else ()
+    layer = LayerReport(name, type_name, _grid_in_use(module.input_quantizers()), _grid_in_use(weights))
     if layer.is_quantized:
         return layer
     return LayerReport(name, type_name, reason="its quantizers are disabled")
+
+
+def _grid_in_use(quantizers: Iterable[nn.Module]) -> QuantDescriptor | None:
+    """Return the grid of the first of a layer's quantizers that is in use; a placed layer may share one per call."""
+    enabled = (q for q in quantizers if isinstance(q, TensorQuantizer) and q.is_enabled)
+    return next((quantizer.descriptor for quantizer in enabled), None)
 
 
 def _why_unknown(module: nn.Module) -> str:

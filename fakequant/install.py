@@ -9,7 +9,7 @@ from fakequant.call_sites import KIND_OF, CallSite, CallSites, PerCall, TensorGr
 from fakequant.descriptor import QuantDescriptor
 from fakequant.errors import RecipeError
 from fakequant.nn import QuantInputMixin, TensorQuantizer, quantized_class_of
-from fakequant.nn.modules.quant_module import INPUT_QUANTIZER, WEIGHT_QUANTIZER
+from fakequant.nn.modules.quant_module import quantizer_name
 from fakequant.placement import takes_unsigned, targets
 from fakequant.plan import Plan, Slot
 from fakequant.retarget import QUANTIZED_FOR, retarget
@@ -78,7 +78,7 @@ class _Installation:
             assert isinstance(module, QuantInputMixin)
             module.init_quantizer()
         for slot in slots:
-            child = WEIGHT_QUANTIZER if slot.is_weight else INPUT_QUANTIZER
+            child = quantizer_name(slot.operand_name)
             if slot.grids:
                 module._modules[child] = self._quantizer(slot)
             else:

@@ -27,13 +27,13 @@ class Layers:
         return why_unreachable(self._modules[call.module])
 
     def is_disabled(self, call: Call, is_weight: bool) -> bool:
-        """Whether the layer has a quantizer already that is switched off."""
-        own = self._own_quantizer(call, is_weight)
-        return own is not None and not own.is_enabled
+        """Whether the layer has quantizers already, all of them switched off."""
+        own = self._own_quantizers(call, is_weight)
+        return bool(own) and not any(quantizer.is_enabled for quantizer in own.values())
 
     def default_grid(self, decision: Decision) -> QuantDescriptor:
         """Return the grid that an operand of a layer has already, or that its class gives it."""
-        own = self._own_quantizer(decision.call, decision.is_weight)
+        own = self._own_quantizers(decision.call, decision.is_weight).get(decision.operand_name)
         if own is not None:
             return own.descriptor
         op = decision.call.op
@@ -49,11 +49,13 @@ class Layers:
             return grid.replace(axis=None) if _is_grouped_transposed(decision.call) else grid
         return MATMUL_WEIGHT
 
-    def _own_quantizer(self, call: Call, is_weight: bool) -> TensorQuantizer | None:
+    def _own_quantizers(self, call: Call, is_weight: bool) -> dict[str, TensorQuantizer]:
         module = self._modules[call.module]
         if not call.is_module or not isinstance(module, QuantInputMixin):
-            return None
-        return module.weight_quantizer if isinstance(module, QuantMixin) and is_weight else module.input_quantizer
+            return {}
+        if is_weight:
+            return dict(module.weight_quantizers()) if isinstance(module, QuantMixin) else {}
+        return dict(zip(module.input_names, module.input_quantizers(), strict=True))
 
 
 def _is_grouped_transposed(call: Call) -> bool:

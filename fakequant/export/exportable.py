@@ -50,9 +50,9 @@ def check_weights(model: nn.Module) -> None:
     """Raise ExportError for quantized weights that are not float32."""
     names = {module: name for name, module in model.named_modules()}
     other = [
-        f"{names[module]}.weight ({module.weight.dtype})".lstrip(".")
-        for quantizer, module in weights_of_quantizers(model).items()
-        if quantizer.is_enabled and module.weight.dtype != torch.float32
+        f"{names[weight.module]}.{weight.name} ({weight.tensor.dtype})".lstrip(".")
+        for quantizer, weight in weights_of_quantizers(model).items()
+        if quantizer.is_enabled and weight.tensor.dtype != torch.float32
     ]
     if other:
         raise ExportError(

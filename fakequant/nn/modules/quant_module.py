@@ -5,6 +5,7 @@ the arithmetic stays torch's. That is why a float module becomes quantized in pl
 assigning its ``__class__`` and calling ``init_quantizer``, and float again by the reverse.
 """
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -13,8 +14,14 @@ from fakequant.descriptor import QUANT_DESC_8BIT_PER_TENSOR, QuantDescriptor
 from fakequant.errors import InvalidTypeError, InvalidValueError
 from fakequant.nn.modules.tensor_quantizer import TensorQuantizer
 
-INPUT_QUANTIZER = "_input_quantizer"
-WEIGHT_QUANTIZER = "_weight_quantizer"
+
+def quantizer_name(tensor: str) -> str:
+    """Return the name of the child that quantizes a tensor of a module: an input, or a parameter.
+
+    >>> quantizer_name("input"), quantizer_name("weight_ih_l0")
+    ('_input_quantizer', '_weight_ih_l0_quantizer')
+    """
+    return f"_{tensor}_quantizer"
 
 
 def checked_grid(name: str, descriptor: object) -> QuantDescriptor:
@@ -32,7 +39,7 @@ def checked_grid(name: str, descriptor: object) -> QuantDescriptor:
 
 
 class QuantInputMixin(nn.Module):
-    """A module with a quantizer on its input.
+    """A module with quantizers on its inputs.
 
     Constructor arguments are those of the float class, and keyword-only ``quant_desc_input``.
     """
@@ -41,6 +48,9 @@ class QuantInputMixin(nn.Module):
     """The torch class that this one replaces; set by ``register``."""
 
     default_quant_desc_input: ClassVar[QuantDescriptor] = QUANT_DESC_8BIT_PER_TENSOR
+
+    input_names: ClassVar[tuple[str, ...]] = ("input",)
+    """The inputs that are quantized, each by the child ``quantizer_name`` says."""
 
     _input_quantizer: TensorQuantizer
 
@@ -56,12 +66,18 @@ class QuantInputMixin(nn.Module):
     def init_quantizer(self, quant_desc_input: QuantDescriptor | None = None) -> None:
         """Add the quantizers; None takes the class default."""
         descriptor = checked_grid("quant_desc_input", quant_desc_input or self.default_quant_desc_input)
-        self._input_quantizer = TensorQuantizer(descriptor)
+        for name in self.input_names:
+            self.add_module(quantizer_name(name), TensorQuantizer(descriptor))
 
     @property
     def input_quantizer(self) -> TensorQuantizer:
         """The quantizer of the input."""
         return self._input_quantizer
+
+    def input_quantizers(self) -> Iterator[TensorQuantizer]:
+        """Yield the quantizers of all inputs."""
+        for name in self.input_names:
+            yield self._modules[quantizer_name(name)]  # type: ignore[misc]
 
 
 class QuantizedInputForward(QuantInputMixin):
@@ -73,7 +89,7 @@ class QuantizedInputForward(QuantInputMixin):
 
 
 class QuantMixin(QuantInputMixin):
-    """A module with quantizers on its input and its ``weight``.
+    """A module with quantizers on its inputs and its weights, by default one, ``weight``.
 
     Constructor arguments are those of the float class, and keyword-only
     ``quant_desc_input`` and ``quant_desc_weight``.
@@ -99,17 +115,29 @@ class QuantMixin(QuantInputMixin):
         """Set the weight grid of instances made from now on, of this class only."""
         cls.default_quant_desc_weight = checked_grid("quant_desc_weight", descriptor)
 
+    @property
+    def weight_names(self) -> tuple[str, ...]:
+        """The parameters that are quantized, each by the child ``quantizer_name`` says."""
+        return ("weight",)
+
     def init_quantizer(
         self, quant_desc_input: QuantDescriptor | None = None, quant_desc_weight: QuantDescriptor | None = None
     ) -> None:
         """Add the quantizers; None takes the class default."""
         super().init_quantizer(quant_desc_input)
         descriptor = checked_grid("quant_desc_weight", quant_desc_weight or self.default_quant_desc_weight)
-        self._weight_quantizer = TensorQuantizer(descriptor)
-        self._weight_quantizer.to(self.weight.device)
-        self._input_quantizer.to(self.weight.device)
+        for name in self.weight_names:
+            self.add_module(quantizer_name(name), TensorQuantizer(descriptor))
+        device = getattr(self, self.weight_names[0]).device
+        for name in (*self.input_names, *self.weight_names):
+            self._modules[quantizer_name(name)].to(device)  # type: ignore[union-attr]
 
     @property
     def weight_quantizer(self) -> TensorQuantizer:
         """The quantizer of the weight."""
         return self._weight_quantizer
+
+    def weight_quantizers(self) -> Iterator[tuple[str, TensorQuantizer]]:
+        """Yield (name of the parameter, its quantizer)."""
+        for name in self.weight_names:
+            yield name, self._modules[quantizer_name(name)]  # type: ignore[misc]
