@@ -1,14 +1,4 @@
-"""The formulas of quantization. This is the only file that has them.
-
-ONNX QuantizeLinear and DequantizeLinear with zero point 0 (opset 10 to 25)::
-
-    code    = clamp(round_half_even(x / scale), low, high)
-    value   = code * scale
-
-and, for a calibrated range amax, ``scale = amax / high``. It divides by the scale
-instead of multiplying by its reciprocal: the reciprocal moves elements by a step.
-Everything is computed in float32, as the runtimes do, whatever the dtype of x.
-"""
+"""Ranges: amax, its shape, and the scale that it gives."""
 
 from collections.abc import Sequence
 
@@ -18,26 +8,11 @@ from torch import Tensor
 
 from fakequant.errors import InvalidTypeError, InvalidValueError
 
-FP8_E4M3_MAX = 448.0
-"""Largest finite value of float8 e4m3fn."""
-
 DEAD_AMAX = 2.0**-24
 """A range at or below this holds nothing that float16 can tell from zero (its smallest subnormal)."""
 
 DEAD_SCALE = 2.0**-14
 """Scale of a dead range: positive, and the smallest normal number of float16."""
-
-
-def integer_bounds(num_bits: int, unsigned: bool = False, narrow_range: bool = False) -> tuple[int, int]:
-    """Return the lowest and highest code of a grid.
-
-    >>> integer_bounds(8), integer_bounds(8, narrow_range=True), integer_bounds(8, unsigned=True)
-    ((-128, 127), (-127, 127), (0, 255))
-    """
-    if unsigned:
-        return 0, 2**num_bits - 1
-    high = 2 ** (num_bits - 1) - 1
-    return (-high if narrow_range else -high - 1), high
 
 
 def scale_from_amax(amax: Tensor, bound: float) -> Tensor:
@@ -51,48 +26,6 @@ def scale_from_amax(amax: Tensor, bound: float) -> Tensor:
     """
     amax = amax.detach().to(torch.float32)
     return torch.where(amax <= DEAD_AMAX, DEAD_SCALE, amax / bound)
-
-
-def quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
-    """Return the codes of x as float32 integers; scale broadcasts against x.
-
-    Ties go to the even code; NaN stays NaN; Inf becomes the outermost code.
-
-    >>> quantize(torch.tensor([0.5, 1.5, -999.0]), torch.tensor(1.0), -128, 127)
-    tensor([   0.,    2., -128.])
-    """
-    return x.to(torch.float32).div(scale).round_().clamp_(low, high)
-
-
-def codes_in(codes: Tensor, dtype: torch.dtype, high: int) -> Tensor:
-    """Return codes up to high in a float dtype, or raise InvalidValueError if it cannot hold them all.
-
-    >>> codes_in(torch.tensor([127.0]), torch.bfloat16, 127)
-    tensor([127.], dtype=torch.bfloat16)
-    """
-    exact = int(2 / torch.finfo(dtype).eps)
-    if high > exact:
-        raise InvalidValueError(f"num_bits: expected codes up to {exact}, which {dtype} holds exactly, got {high}")
-    return codes.to(dtype)
-
-
-def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
-    """Return the values of codes in float32.
-
-    >>> dequantize(torch.tensor([-128.0, 127.0]), torch.tensor(0.5))
-    tensor([-64.0000,  63.5000])
-    """
-    return codes.to(torch.float32) * scale
-
-
-def quantize_e4m3(x: Tensor, scale: Tensor) -> Tensor:
-    """Return x rounded to FP8 E4M3 times scale, in float32, saturating at 448 * scale.
-
-    >>> quantize_e4m3(torch.tensor([1.8, 1e6]), torch.tensor(1.0))
-    tensor([  1.7500, 448.0000])
-    """
-    scaled = x.to(torch.float32).div(scale).clamp_(-FP8_E4M3_MAX, FP8_E4M3_MAX)
-    return scaled.to(torch.float8_e4m3fn).to(torch.float32) * scale
 
 
 def kept_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
