@@ -1,4 +1,7 @@
-"""Ranges in a file of their own, {quantizer name: amax} as safetensors: calibrate once, reuse everywhere."""
+"""Ranges in a file of their own, {quantizer name: amax} as safetensors: calibrate once, reuse everywhere.
+
+The lower end of an affine range is beside it, as ``<name>.amin``.
+"""
 
 import os
 from pathlib import Path
@@ -7,9 +10,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from fakequant.arithmetic import kept_shape
+from fakequant.arithmetic import range_shape
 from fakequant.errors import CheckpointError, InvalidValueError
 from fakequant.nn.walk import named_quantizers, weights_of_quantizers
+
+AMIN = ".amin"
 
 
 def save_amax(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -18,7 +23,11 @@ def save_amax(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Raises:
         CheckpointError: no quantizer of the model is calibrated.
     """
-    ranges = {name: q.amax.detach().cpu().contiguous() for name, q in named_quantizers(model) if q.amax is not None}
+    ranges = {}
+    for name, quantizer in named_quantizers(model):
+        for suffix, end in (("", quantizer.amax), (AMIN, quantizer.amin)):
+            if end is not None:
+                ranges[name + suffix] = end.detach().cpu().contiguous()
     if not ranges:
         raise CheckpointError("model: expected at least one calibrated quantizer, got none")
     target = Path(path)
@@ -41,27 +50,30 @@ def load_amax(model: nn.Module, path: str | os.PathLike[str], *, strict: bool = 
         InvalidValueError: a range is not finite, or negative.
     """
     try:
-        ranges = load_file(path)
+        stored = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: expected a safetensors file of ranges, got: {error}") from error
+    lower = {name.removesuffix(AMIN): end for name, end in stored.items() if name.endswith(AMIN)}
+    ranges = {name: (end, lower.get(name)) for name, end in stored.items() if not name.endswith(AMIN)}
     quantizers = dict(named_quantizers(model))
     if strict:
-        missing = [name for name, q in quantizers.items() if q.is_enabled and name not in ranges]
+        missing = [name for name, q in quantizers.items() if q.is_enabled and q.needs_range and name not in ranges]
         unknown = [name for name in ranges if name not in quantizers]
         if missing or unknown:
             raise CheckpointError(f"{path}: no range for {missing}; no quantizer for {unknown}")
-    weights = {q: kept_shape(weight.tensor.shape, q.axis) for q, weight in weights_of_quantizers(model).items()}
-    for name, stored in ranges.items():
-        shape = weights.get(quantizers[name]) if name in quantizers else None
-        if shape is not None and stored.shape not in (shape, ()):
-            raise CheckpointError(f"{path}: {name}: expected a range of shape {shape}, got {tuple(stored.shape)}")
-    before = {name: quantizers[name].amax for name in ranges if name in quantizers}
+    shapes = {q: range_shape(q.descriptor, weight.tensor.shape) for q, weight in weights_of_quantizers(model).items()}
+    for name, (amax, _) in ranges.items():
+        shape = shapes.get(quantizers[name]) if name in quantizers else None
+        if shape is not None and amax.shape not in (shape, ()):
+            raise CheckpointError(f"{path}: {name}: expected a range of shape {shape}, got {tuple(amax.shape)}")
+    before = {name: (quantizers[name].amax, quantizers[name].amin) for name in ranges if name in quantizers}
     try:
         for name in before:
             quantizers[name].amax = None
-            quantizers[name].amax = ranges[name]
+            quantizers[name].set_range(*ranges[name])
     except InvalidValueError as error:
-        for other, amax in before.items():
+        for other, ends in before.items():
             quantizers[other].amax = None
-            quantizers[other].amax = amax
+            if ends[0] is not None:
+                quantizers[other].set_range(*ends)
         raise InvalidValueError(f"{path}: {name}: {error}") from None

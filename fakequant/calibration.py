@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from fakequant.arithmetic import DEAD_AMAX
 from fakequant.batches import model_arguments
-from fakequant.calib import Calibrator, Histogram, HistogramCalibrator, calibrator_for, sqnr_db
+from fakequant.calib import Calibrator, DataRange, HistogramCalibrator, affine_sqnr_db, calibrator_for, sqnr_db
 from fakequant.call_sites import call_sites
 from fakequant.errors import CalibrationError, InvalidTypeError, InvalidValueError
 from fakequant.nn import TensorQuantizer
@@ -36,6 +36,7 @@ class Range:
     Args:
         name: full name of the quantizer.
         amax: float32, shaped as the quantizer keeps it.
+        amin: the lower end of an affine grid, shaped alike; None for a symmetric one.
         sqnr_db: signal to quantization noise of the collected data on this grid, the worst
             channel's; None where only the maximum was collected.
         dead_channels: how many of its ranges are numerically zero; their scale is DEAD_SCALE.
@@ -43,6 +44,7 @@ class Range:
 
     name: str
     amax: Tensor
+    amin: Tensor | None
     sqnr_db: float | None
     dead_channels: int
 
@@ -85,37 +87,39 @@ class Calibration:
             if weight is not None:
                 self._calibrators[name] = _calibrator(self._quantizers[name], weight_method)
                 self._calibrators[name].collect(weight.tensor)
-        found: dict[str, Tensor] = {}
+        found: dict[str, DataRange] = {}
         problems = []
         for name in self._quantizers:
             chosen = weight_method if name in self._weights else method
             try:
-                amax = self._calibrators[name].compute_amax(chosen, percentile=percentile)
+                ends = self._calibrators[name].compute_range(chosen, percentile=percentile)
             except CalibrationError as error:
                 problems.append(f"{name}: {error}")
                 continue
-            if amax is None:
+            if ends is None:
                 problems.append(f"{name}: was called with empty tensors only")
             else:
-                found[name] = amax
+                found[name] = ends
         _raise_if(problems)
-        for name, amax in found.items():
+        for name, ends in found.items():
             self._quantizers[name].amax = None
-            self._quantizers[name].amax = amax
+            self._quantizers[name].set_range(*ends)
         self.method = method
-        self.ranges = tuple(self._range(name, amax) for name, amax in found.items())
+        self.ranges = tuple(self._range(name, ends) for name, ends in found.items())
         return self
 
-    def _range(self, name: str, amax: Tensor) -> Range:
-        histogram = self._histogram(name)
-        quality = None
-        if histogram is not None:
-            quality = float(sqnr_db(histogram, amax, self._quantizers[name].descriptor).min())
-        return Range(name, amax, quality, int((amax <= DEAD_AMAX).sum()))
+    def _range(self, name: str, ends: DataRange) -> Range:
+        dead = int((ends.amax if ends.amin is None else ends.amax - ends.amin).le(DEAD_AMAX).sum())
+        return Range(name, ends.amax, ends.amin, self._quality(name, ends), dead)
 
-    def _histogram(self, name: str) -> Histogram | None:
-        calibrator = self._calibrators[name]
-        return calibrator.histogram if isinstance(calibrator, HistogramCalibrator) else None
+    def _quality(self, name: str, ends: DataRange) -> float | None:
+        """Return the worst channel's SQNR in dB, None where only extremes were collected."""
+        calibrator, grid = self._calibrators[name], self._quantizers[name].descriptor
+        if not isinstance(calibrator, HistogramCalibrator):
+            return None
+        if calibrator.halves is not None:
+            return float(affine_sqnr_db(calibrator.halves, grid, ends).min())
+        return None if calibrator.histogram is None else float(sqnr_db(calibrator.histogram, ends.amax, grid).min())
 
     def __str__(self) -> str:
         """Return one line a quantizer: range, SQNR, dead channels."""
@@ -123,6 +127,7 @@ class Calibration:
         lines = [f"{len(self.ranges)} ranges, method {self.method}, {self.num_batches} batches"]
         for r in self.ranges:
             span = f"{r.amax.min():.6g}" + (f" to {r.amax.max():.6g}" if r.amax.numel() > 1 else "")
+            span += "" if r.amin is None else f", amin {r.amin.min():.6g}"
             quality = "" if r.sqnr_db is None else f"  {r.sqnr_db:.1f} dB"
             dead = f"  {r.dead_channels} dead channels" if r.dead_channels else ""
             lines.append(f"  {r.name:<{width}}  amax {span}{quality}{dead}")
@@ -172,9 +177,11 @@ def calibrate(
     if num_batches is not None and num_batches < 0:
         raise InvalidValueError(f"num_batches: expected None or at least 0, got {num_batches}")
     with every_target(model):
-        quantizers = {name: q for name, q in named_quantizers(model) if q.is_enabled and q.descriptor.amax is None}
+        quantizers = {name: q for name, q in named_quantizers(model) if q.is_enabled and q.is_to_calibrate}
         if not quantizers:
-            raise InvalidValueError("model: expected at least one enabled quantizer without a fixed amax, got none")
+            raise InvalidValueError(
+                "model: expected an enabled quantizer whose range comes from data, got none"
+            )
         owners = weights_of_quantizers(model)
         in_sites = {quantizer for _, site in call_sites(model) for quantizer in site.weight_quantizers}
         # A weight of a functional call is seen where it is used; None stands for "no module to read it from".
@@ -203,7 +210,7 @@ def _calibrator(quantizer: TensorQuantizer, method: str) -> Calibrator:
     """Return a fresh calibrator that can serve the method; checks its name."""
     kind = "max" if method == "max" else "histogram"
     calibrator = calibrator_for(quantizer.descriptor.replace(calib_method=kind))
-    calibrator.compute_amax(method)
+    calibrator.compute_range(method)
     return calibrator
 
 

@@ -63,7 +63,7 @@ class _Installation:
         quantizer = TensorQuantizer(grids.get(self._plan.target, any_grid))
         for target in targets():
             grid = grids.get(target, any_grid)
-            from_zero = takes_unsigned(target) and key in self._plan.from_zero and not (grid.is_fp8 or grid.learn_amax)
+            from_zero = takes_unsigned(target) and key in self._plan.from_zero and not (grid.is_float or grid.learn_amax)
             quantizer.grids[target] = grid.replace(unsigned=True) if from_zero else grid
         return quantizer
 

@@ -28,6 +28,10 @@ _CONTAINERS = (
 )
 
 
+_FLOATS = {(4, 3): torch.float8_e4m3fn, (5, 2): torch.float8_e5m2}
+"""The ONNX types of the float formats that ONNX has."""
+
+
 def is_exporting() -> bool:
     """Return torch.onnx.is_in_onnx_export(), which dynamo takes for False even while it captures for torch.onnx."""
     return torch.onnx.is_in_onnx_export()
@@ -59,30 +63,38 @@ def channel_axis(scale: Tensor) -> int | None:
     return axes[0] if axes else None
 
 
-def quantize_dequantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+def quantize_dequantize(x: Tensor, scale: Tensor, low: int, high: int, zero_point: Tensor | None = None) -> Tensor:
     """Return DequantizeLinear(QuantizeLinear(x)) as seen by the torch.export based exporter."""
     dtype, clip = container(low, high)
     values = x.to(torch.float32)
-    if clip and scale.numel() == 1:
+    if clip and zero_point is not None:
+        values = values.clamp((low - zero_point) * scale, (high - zero_point) * scale)
+    elif clip and scale.numel() == 1:
         # Not clamp: it becomes Max and Min, and onnxscript breaks the graph when it fuses two such pairs on one tensor.
         bounds = ((code * scale).reshape(()) for code in (low, high))
         values = torch.onnx.ops.symbolic("Clip", (values, *bounds), dtype=torch.float32, shape=values.shape)
     elif clip:
         values = values.clamp(low * scale, high * scale)
-    return _emit(values, scale, dtype).to(x.dtype)
+    return _emit(values, scale, dtype, zero_point).to(x.dtype)
 
 
-def quantize_dequantize_e4m3(x: Tensor, scale: Tensor) -> Tensor:
+def quantize_dequantize_float(x: Tensor, scale: Tensor, num_bits: tuple[int, int]) -> Tensor:
     """Return the FP8 pair (opset 19 and later) as seen by the torch.export based exporter."""
+    if num_bits not in _FLOATS:
+        raise ExportError(
+            f"num_bits: expected integers or one of {sorted(_FLOATS)}, got {num_bits}, which is simulated only"
+        )
     if torch.jit.is_tracing():
-        raise ExportError("num_bits (4, 3): FP8 needs torch.onnx.export(dynamo=True), got the TorchScript exporter")
-    return _emit(x.to(torch.float32), scale, torch.float8_e4m3fn).to(x.dtype)
+        raise ExportError(
+            f"num_bits {num_bits}: FP8 needs torch.onnx.export(dynamo=True), got the TorchScript exporter"
+        )
+    return _emit(x.to(torch.float32), scale, _FLOATS[num_bits], None).to(x.dtype)
 
 
-def _emit(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+def _emit(values: Tensor, scale: Tensor, dtype: torch.dtype, given: Tensor | None) -> Tensor:
     axis = channel_axis(scale)
     constant = scale.reshape(-1 if axis is not None else ())
-    zero_point = torch.zeros(constant.shape, dtype=torch.float32).to(dtype)
+    zero_point = (torch.zeros_like(constant) if given is None else given.reshape(constant.shape)).to(dtype)
     attributes: Any = {} if axis is None else {"axis": axis}
     codes = torch.onnx.ops.symbolic(
         "QuantizeLinear",
@@ -96,16 +108,18 @@ def _emit(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     )
 
 
-def torchscript_quantize_dequantize(g: Any, x: Any, scale: Any, low: int, high: int) -> Any:
-    """Return the same nodes in a TorchScript graph ``g``; scale is a constant there."""
+def torchscript_quantize_dequantize(g: Any, x: Any, scale: Any, low: int, high: int, zero_point: Any = None) -> Any:
+    """Return the same nodes in a TorchScript graph ``g``; scale and zero point are constants there."""
     dtype, clip = container(low, high)
     values = scale.node().t("value")
+    zeros = torch.zeros_like(values) if zero_point is None else zero_point.node().t("value")
     axis = channel_axis(values)
     if clip:
-        x = g.op("Max", g.op("Min", x, g.op("Constant", value_t=values * high)), g.op("Constant", value_t=values * low))
-    constant = values.reshape(-1 if axis is not None else ())
-    scale = g.op("Constant", value_t=constant)
-    zero_point = g.op("Constant", value_t=torch.zeros(constant.shape, dtype=dtype))
+        lowest, highest = (g.op("Constant", value_t=values * (code - zeros)) for code in (low, high))
+        x = g.op("Max", g.op("Min", x, highest), lowest)
+    shape = (-1,) if axis is not None else ()
+    scale = g.op("Constant", value_t=values.reshape(shape))
+    zero_point = g.op("Constant", value_t=zeros.reshape(shape).to(dtype))
     attributes = {} if axis is None else {"axis_i": axis}
     codes = g.op("QuantizeLinear", x, scale, zero_point, **attributes)
     return g.op("DequantizeLinear", codes, scale, zero_point, **attributes).setType(x.type())

@@ -22,7 +22,7 @@ from fakequant.descriptor import (
     ScaledQuantDescriptor,
 )
 from fakequant.errors import InvalidTypeError, InvalidValueError
-from fakequant.fake_quantize import fake_quantize, fake_quantize_e4m3, straight_through
+from fakequant.fake_quantize import fake_quantize, fake_quantize_float, straight_through
 
 __all__ = [
     "QUANT_DESC_8BIT_CONV1D_WEIGHT_PER_CHANNEL",
@@ -46,7 +46,7 @@ __all__ = [
 def _check(inputs: Tensor, num_bits: int = 8) -> None:
     if not inputs.is_floating_point():
         raise InvalidTypeError(f"inputs: expected a floating point tensor, got {inputs.dtype}")
-    if QuantDescriptor(num_bits).is_fp8:
+    if QuantDescriptor(num_bits).is_float:
         raise InvalidValueError("num_bits: expected an int here, got (4, 3); use scaled_e4m3")
 
 
@@ -149,6 +149,6 @@ def scaled_e4m3(inputs: Tensor, amax: Tensor | float | None = None, E: int = 4, 
     if (E, M) != (4, 3):
         raise InvalidValueError(f"E, M: expected (4, 3), got {(E, M)}")
     if amax is None:
-        return fake_quantize_e4m3(inputs, torch.ones((), device=inputs.device))
+        return fake_quantize_float(inputs, torch.ones((), device=inputs.device), (4, 3))
     checked = arithmetic.check_amax(amax).to(inputs.device)
-    return fake_quantize_e4m3(inputs, arithmetic.scale_from_amax(checked, arithmetic.FP8_E4M3_MAX))
+    return fake_quantize_float(inputs, arithmetic.scale_from_amax(checked, arithmetic.FP8_E4M3_MAX), (4, 3))

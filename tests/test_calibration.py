@@ -332,7 +332,7 @@ def test_unsigned_grid_on_data_that_fits():
     ids=["no quantizer", "fixed ranges only"],
 )
 def test_nothing_to_calibrate_is_an_error(model):
-    with pytest.raises(InvalidValueError, match="model: expected at least one enabled quantizer without a fixed amax"):
+    with pytest.raises(InvalidValueError, match="model: expected an enabled quantizer whose range comes from data"):
         run(model, [torch.ones(1)])
 
 

@@ -53,7 +53,11 @@ ranges = st.one_of(
             "amax": st.one_of(floats32, st.lists(st.lists(floats32, min_size=2, max_size=2), min_size=1, max_size=3)),
         },
     ),
-    st.fixed_dictionaries({"learn_amax": st.booleans()}, optional={"amax": floats32}),
+    st.fixed_dictionaries({"learn_amax": st.sampled_from([False, True, "pact", "lsq"])}, optional={"amax": floats32}),
+    st.fixed_dictionaries({"dynamic": st.just(True)}, optional={"axis": st.just("tokens")}),
+    st.fixed_dictionaries(
+        {"block_size": st.integers(2, 256), "fake_quant": st.just(True)}, optional={"block_axis": st.integers(-2, 1)}
+    ),
 )
 others = st.fixed_dictionaries(
     {},
@@ -64,29 +68,34 @@ others = st.fixed_dictionaries(
     },
 )
 descriptors = st.builds(
-    lambda grid, *rest: QuantDescriptor(**grid, **{k: v for fields in rest for k, v in fields.items()}),
-    st.one_of(integer_grids, st.just({"num_bits": (4, 3)})),
+    lambda grid, *rest: QuantDescriptor(**{k: v for fields in (grid, *rest) for k, v in fields.items()}),
+    integer_grids,
     ranges,
     others,
+) | st.builds(
+    QuantDescriptor,
+    st.sampled_from([(4, 3), (5, 2), (2, 1)]),
+    block_size=st.sampled_from([None, 16, 32]),
+    dynamic=st.booleans(),
 )
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_bits": 8.0}, r"num_bits: expected an int or \(4, 3\), got 8.0"),
-        ({"num_bits": "8"}, r"num_bits: expected an int or \(4, 3\), got '8'"),
-        ({"num_bits": None}, r"num_bits: expected an int or \(4, 3\), got None"),
-        ({"num_bits": True}, r"num_bits: expected an int or \(4, 3\), got True"),
+        ({"num_bits": 8.0}, r"num_bits: expected an int or one of .*, got 8.0"),
+        ({"num_bits": "8"}, r"num_bits: expected an int or one of .*, got '8'"),
+        ({"num_bits": None}, r"num_bits: expected an int or one of .*, got None"),
+        ({"num_bits": True}, r"num_bits: expected an int or one of .*, got True"),
         ({"name": 3}, "name: expected str or None, got 3"),
         ({"fake_quant": 1}, "fake_quant: expected bool, got 1"),
         ({"unsigned": "no"}, "unsigned: expected bool, got 'no'"),
         ({"narrow_range": None}, "narrow_range: expected bool, got None"),
-        ({"learn_amax": 0}, "learn_amax: expected bool, got 0"),
-        ({"axis": "0"}, "axis: expected None, an int or a tuple of ints, got '0'"),
-        ({"axis": 1.0}, "axis: expected None, an int or a tuple of ints, got 1.0"),
-        ({"axis": True}, "axis: expected None, an int or a tuple of ints, got True"),
-        ({"axis": (0, 1.5)}, r"axis: expected None, an int or a tuple of ints, got \(0, 1.5\)"),
+        ({"learn_amax": 0}, "learn_amax: expected a bool or one of .*, got 0"),
+        ({"axis": "0"}, "axis: expected None, an int, a tuple of ints or 'tokens', got '0'"),
+        ({"axis": 1.0}, "axis: expected None, an int, a tuple of ints or 'tokens', got 1.0"),
+        ({"axis": True}, "axis: expected None, an int, a tuple of ints or 'tokens', got True"),
+        ({"axis": (0, 1.5)}, r"axis: expected None, an int, a tuple of ints or 'tokens', got \(0, 1.5\)"),
         ({"amax": "1"}, "amax: expected a number, sequence, array or tensor, got '1'"),
         ({"amax": True}, "amax: expected a number, sequence, array or tensor, got True"),
         ({"amax": 1j}, "amax: expected a number, sequence, array or tensor, got 1j"),
@@ -96,6 +105,12 @@ descriptors = st.builds(
         ({"scale_amax": "2"}, "scale_amax: expected a number or None, got '2'"),
         ({"scale_amax": True}, "scale_amax: expected a number or None, got True"),
         ({"calib_method": None}, "calib_method: expected str, got None"),
+        ({"scheme": None}, "scheme: expected str, got None"),
+        ({"scale_format": 8}, "scale_format: expected str, got 8"),
+        ({"affine": 1}, "affine: expected bool, got 1"),
+        ({"dynamic": None}, "dynamic: expected bool, got None"),
+        ({"block_size": 32.0}, "block_size: expected an int or None, got 32.0"),
+        ({"block_axis": "0"}, "block_axis: expected an int, got '0'"),
         ({"learn_amax": True, "axis": 0}, r"learn_amax: expected axis None \(per tensor\), got axis 0"),
     ],
     ids=str,
@@ -108,11 +123,12 @@ def test_a_wrong_type_says_expected_and_got(fields, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_bits": 1}, r"num_bits: expected 2 to 16 or \(4, 3\), got 1"),
-        ({"num_bits": 0}, r"num_bits: expected 2 to 16 or \(4, 3\), got 0"),
-        ({"num_bits": -1}, r"num_bits: expected 2 to 16 or \(4, 3\), got -1"),
-        ({"num_bits": 17}, r"num_bits: expected 2 to 16 or \(4, 3\), got 17"),
-        ({"num_bits": (5, 2)}, r"num_bits: expected 2 to 16 or \(4, 3\), got \(5, 2\)"),
+        ({"num_bits": 1}, r"num_bits: expected 2 to 16 or one of .*, got 1"),
+        ({"num_bits": 0}, r"num_bits: expected 2 to 16 or one of .*, got 0"),
+        ({"num_bits": -1}, r"num_bits: expected 2 to 16 or one of .*, got -1"),
+        ({"num_bits": 17}, r"num_bits: expected 2 to 16 or one of .*, got 17"),
+        ({"num_bits": (3, 4)}, r"num_bits: expected 2 to 16 or one of .*, got \(3, 4\)"),
+        ({"num_bits": 0, "scheme": "bnn"}, r"num_bits: expected 1 to 16 or one of .*, got 0"),
         ({"axis": ()}, r"axis: expected one or more different axes, got \(\)"),
         ({"axis": (1, 1)}, r"axis: expected one or more different axes, got \(1, 1\)"),
         ({"amax": -1.0}, "amax: expected finite values >= 0, at least one, got -1.0"),
@@ -126,9 +142,24 @@ def test_a_wrong_type_says_expected_and_got(fields, message):
         ({"scale_amax": float("nan")}, "scale_amax: expected a finite value > 0, got nan"),
         ({"scale_amax": float("inf")}, "scale_amax: expected a finite value > 0, got inf"),
         ({"learn_amax": True, "amax": [1.0, 2.0]}, r"learn_amax: expected one amax \(per tensor\), got \(1.0, 2.0\)"),
-        ({"num_bits": (4, 3), "unsigned": True}, r"num_bits \(4, 3\): expected .* got True, False, True"),
-        ({"num_bits": (4, 3), "narrow_range": True}, r"num_bits \(4, 3\): expected .* got False, True, True"),
-        ({"num_bits": (4, 3), "fake_quant": False}, r"num_bits \(4, 3\): expected .* got False, False, False"),
+        ({"block_size": 1}, "block_size: expected 2 or more, got 1"),
+        ({"scale_format": "int8"}, "scale_format: expected one of .*, got 'int8'"),
+        ({"num_bits": (4, 3), "unsigned": True}, r"num_bits \(4, 3\): expected unsigned=False, got True"),
+        ({"num_bits": (5, 2), "narrow_range": True}, r"num_bits \(5, 2\): expected narrow_range=False, got True"),
+        ({"num_bits": (2, 1), "fake_quant": False}, r"num_bits \(2, 1\): expected fake_quant=True, got False"),
+        ({"num_bits": (4, 3), "affine": True}, r"num_bits \(4, 3\): expected affine=False, got True"),
+        ({"num_bits": (4, 3), "learn_amax": "lsq"}, r"num_bits \(4, 3\): expected learn_amax=False, got 'lsq'"),
+        ({"affine": True, "narrow_range": True}, "affine=True: expected narrow_range=False, got True"),
+        ({"dynamic": True, "amax": 1.0}, "dynamic=True: expected amax=None, got 1.0"),
+        ({"dynamic": True, "learn_amax": "lsq"}, "dynamic=True: expected learn_amax=False, got 'lsq'"),
+        ({"axis": "tokens"}, "axis 'tokens': expected dynamic=True, got False"),
+        ({"block_size": 32, "axis": 0}, "block_size: expected axis=None, got 0"),
+        ({"learn_amax": "lsq+"}, r"learn_amax 'lsq\+': expected affine=True, got False"),
+        ({"learn_amax": "lsq", "affine": True}, "learn_amax 'lsq': expected affine=False, got True"),
+        ({"scale_format": "e8m0"}, "scale_format 'e8m0': expected a block_size, got None"),
+        ({"scale_format": "e4m3", "block_size": 16}, r"scale_format 'e4m3': expected num_bits=\(2, 1\), got 8"),
+        ({"scheme": "twn", "affine": True}, "scheme 'twn': expected affine=False, got True"),
+        ({"scheme": "twn", "amax": 1.0}, "scheme 'twn': expected amax=None, got 1.0"),
     ],
     ids=str,
 )
@@ -204,6 +235,12 @@ def test_equal_descriptors_are_equal_and_hash_alike(amax):
         {"calib_method": "histogram"},
         {"unsigned": True},
         {"narrow_range": True},
+        {"affine": True},
+        {"dynamic": True},
+        {"block_size": 32},
+        {"block_axis": 0},
+        {"scale_format": "power_of_two"},
+        {"scheme": "twn"},
     ],
     ids=str,
 )
@@ -220,13 +257,16 @@ def test_a_descriptor_is_unequal_to_other_types():
 
 
 @pytest.mark.parametrize(("num_bits", "fp8"), [(8, False), ((4, 3), True)], ids=str)
-def test_is_fp8(num_bits, fp8):
-    assert QuantDescriptor(num_bits).is_fp8 is fp8
+def test_is_float(num_bits, fp8):
+    assert QuantDescriptor(num_bits).is_float is fp8
 
 
-@pytest.mark.parametrize(("axis", "axes"), [(None, ()), (0, (0,)), (-1, (-1,)), ((0, 2), (0, 2))], ids=str)
-def test_axes_is_a_tuple(axis, axes):
-    assert QuantDescriptor(axis=axis).axes == axes
+def test_learn_amax_true_is_pact():
+    assert QuantDescriptor(learn_amax=True) == QuantDescriptor(learn_amax="pact")
+
+
+def test_one_bit_is_for_schemes():
+    assert QuantDescriptor(1, scheme="bnn").num_bits == 1
 
 
 def test_replace_changes_the_named_fields_only():
@@ -325,6 +365,17 @@ def test_a_file_that_is_no_mapping_is_refused(form, text):
         ({"num_bits": (4, 3)}, "QuantDescriptor((4, 3)bit fake per-tensor)"),
         ({"fake_quant": False, "amax": [1, 2]}, "QuantDescriptor(8bit real per-tensor amax=(1.0, 2.0))"),
         ({"learn_amax": True, "amax": 1}, "QuantDescriptor(8bit fake per-tensor amax=1.0 learn_amax)"),
+        ({"learn_amax": "lsq", "axis": 0}, "QuantDescriptor(8bit fake axis=0 learn_amax=lsq)"),
+        (
+            {"dynamic": True, "affine": True, "unsigned": True},
+            "QuantDescriptor(dynamic affine unsigned 8bit fake per-tensor)",
+        ),
+        ({"num_bits": 4, "block_size": 64}, "QuantDescriptor(4bit fake blocks=64 along -1)"),
+        (
+            {"num_bits": (4, 3), "block_size": 32, "scale_format": "e8m0"},
+            "QuantDescriptor((4, 3)bit fake blocks=32 along -1 scale=e8m0)",
+        ),
+        ({"num_bits": 2, "scheme": "twn", "axis": 0}, "QuantDescriptor(twn 2bit fake axis=0)"),
         (
             {"name": "n", "unsigned": True, "axis": 0, "amax": 1.0, "scale_amax": 0.5},
             "n: (unsigned 8bit fake axis=0 amax=1.0 scale_amax=0.5)",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from fakequant.fake_quantize import fake_quantize, fake_quantize_e4m3, straight_through
+from fakequant.fake_quantize import fake_quantize, fake_quantize_float, straight_through
 
 GRIDS = {"int8": (-128, 127), "int8-narrow": (-127, 127), "uint8": (0, 255), "int4": (-8, 7)}
 grids = pytest.mark.parametrize(("low", "high"), GRIDS.values(), ids=GRIDS)
@@ -306,7 +306,7 @@ def expected_e4m3(x: np.ndarray, scale: float) -> np.ndarray:
 @pytest.mark.parametrize("scale", [1.0, 0.0123])
 def test_e4m3_values_are_those_of_ml_dtypes(scale):
     x = torch.cat([torch.randn(10_000) * 200 * scale, torch.logspace(-12, 5, 10_000), torch.tensor([0.0, torch.inf])])
-    result = fake_quantize_e4m3(x, torch.tensor(scale))
+    result = fake_quantize_float(x, torch.tensor(scale), (4, 3))
     assert np.array_equal(result.numpy(), expected_e4m3(x.numpy(), scale))
 
 
@@ -314,18 +314,18 @@ def test_every_e4m3_number_stays_as_it_is():
     numbers = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
     x = torch.from_numpy(numbers[~np.isnan(numbers)])
     assert len(x) == 254
-    assert torch.equal(fake_quantize_e4m3(x, torch.tensor(1.0)), x)
+    assert torch.equal(fake_quantize_float(x, torch.tensor(1.0), (4, 3)), x)
 
 
 @dtypes
 def test_e4m3_keeps_the_dtype(dtype):
     x = torch.tensor([1.8, -3.3], dtype=dtype)
-    result = fake_quantize_e4m3(x, torch.tensor(1.0))
+    result = fake_quantize_float(x, torch.tensor(1.0), (4, 3))
     assert result.dtype == dtype
     assert result.tolist() == [1.75, -3.25]
 
 
 def test_e4m3_gradient_passes_up_to_the_largest_number():
     x = torch.tensor([-225.0, -224.0, 0.0, 224.0, 225.0], requires_grad=True)
-    fake_quantize_e4m3(x, torch.tensor(0.5)).backward(torch.full((5,), 3.0))
+    fake_quantize_float(x, torch.tensor(0.5), (4, 3)).backward(torch.full((5,), 3.0))
     assert x.grad.tolist() == [0.0, 3.0, 3.0, 3.0, 0.0]

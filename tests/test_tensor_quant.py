@@ -157,8 +157,8 @@ def test_integer_inputs_are_refused(function):
 @pytest.mark.parametrize(
     ("num_bits", "message"),
     [
-        (1, r"num_bits: expected 2 to 16 or \(4, 3\), got 1"),
-        (17, r"num_bits: expected 2 to 16 or \(4, 3\), got 17"),
+        (1, r"num_bits: expected 2 to 16 or one of .*, got 1"),
+        (17, r"num_bits: expected 2 to 16 or one of .*, got 17"),
         ((4, 3), r"num_bits: expected an int here, got \(4, 3\); use scaled_e4m3"),
     ],
     ids=str,

@@ -1,4 +1,4 @@
-"""Float grids: the 8-bit formats."""
+"""Float grids: the 8-bit and 4-bit formats."""
 
 import torch
 from torch import Tensor
@@ -6,12 +6,34 @@ from torch import Tensor
 FP8_E4M3_MAX = 448.0
 """Largest finite value of float8 e4m3fn."""
 
+FLOAT_MAX = {(4, 3): FP8_E4M3_MAX, (5, 2): 57344.0, (2, 1): 6.0}
+"""Largest finite value of each format, by (exponent bits, mantissa bits)."""
 
-def quantize_e4m3(x: Tensor, scale: Tensor) -> Tensor:
-    """Return x rounded to FP8 E4M3 times scale, in float32, saturating at 448 * scale.
+_DTYPES = {(4, 3): torch.float8_e4m3fn, (5, 2): torch.float8_e5m2}
 
-    >>> quantize_e4m3(torch.tensor([1.8, 1e6]), torch.tensor(1.0))
-    tensor([  1.7500, 448.0000])
+
+def quantize_float(x: Tensor, scale: Tensor, num_bits: tuple[int, int]) -> Tensor:
+    """Return x rounded to a float format times scale, in float32, saturating; ties go to the even code.
+
+    Args:
+        x: data of any shape and float dtype; NaN stays NaN.
+        scale: float32, positive, broadcasts against x.
+        num_bits: one of FLOAT_MAX: FP8 E4M3 (float8 e4m3fn), FP8 E5M2, FP4 E2M1 (OCP Microscaling
+            Formats v1.0: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives).
+
+    >>> quantize_float(torch.tensor([1.8, -1e6]), torch.tensor(1.0), (4, 3))
+    tensor([   1.7500, -448.0000])
+    >>> quantize_float(torch.tensor([2.4, 5.0, 9.0]), torch.tensor(1.0), (2, 1))
+    tensor([2., 4., 6.])
     """
-    scaled = x.to(torch.float32).div(scale).clamp_(-FP8_E4M3_MAX, FP8_E4M3_MAX)
-    return scaled.to(torch.float8_e4m3fn).to(torch.float32) * scale
+    high = FLOAT_MAX[num_bits]
+    scaled = x.to(torch.float32).div(scale).clamp_(-high, high)
+    rounded = _round_e2m1(scaled) if num_bits == (2, 1) else scaled.to(_DTYPES[num_bits]).to(torch.float32)
+    return rounded * scale
+
+
+def _round_e2m1(x: Tensor) -> Tensor:
+    """Round to FP4; torch has a dtype for it, but no conversion. A step is 0.5 below 2, 1 below 4, 2 from there."""
+    magnitude = x.abs()
+    step = 0.5 + 0.5 * (magnitude >= 2) + (magnitude >= 4)
+    return (x / step).round_().mul_(step)

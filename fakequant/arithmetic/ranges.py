@@ -1,6 +1,7 @@
 """Ranges: amax, its shape, and the scale that it gives."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -13,6 +14,10 @@ DEAD_AMAX = 2.0**-24
 
 DEAD_SCALE = 2.0**-14
 """Scale of a dead range: positive, and the smallest normal number of float16."""
+
+
+Axis: TypeAlias = int | Sequence[int] | str | None
+"""Kept axes; a str means "tokens": all but the last."""
 
 
 def scale_from_amax(amax: Tensor, bound: float) -> Tensor:
@@ -28,14 +33,16 @@ def scale_from_amax(amax: Tensor, bound: float) -> Tensor:
     return torch.where(amax <= DEAD_AMAX, DEAD_SCALE, amax / bound)
 
 
-def kept_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
+def kept_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     """Return the kept axes, counted from the front and sorted; () for per tensor.
 
-    >>> kept_axes((-1, 0), 4)
-    (0, 3)
+    >>> kept_axes((-1, 0), 4), kept_axes("tokens", 3)
+    ((0, 3), (0, 1))
     """
     if axis is None:
         return ()
+    if isinstance(axis, str):
+        return tuple(range(ndim - 1))
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
     for a in axes:
         if not -ndim <= a < ndim:
@@ -46,7 +53,7 @@ def kept_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
     return tuple(positive)
 
 
-def kept_shape(shape: Sequence[int], axis: int | Sequence[int] | None) -> tuple[int, ...]:
+def kept_shape(shape: Sequence[int], axis: Axis) -> tuple[int, ...]:
     """Return the shape of amax for data of this shape: kept axes keep their size, others become 1.
 
     >>> kept_shape((8, 3, 5, 5), 0), kept_shape((8, 3, 5, 5), None)
@@ -56,7 +63,7 @@ def kept_shape(shape: Sequence[int], axis: int | Sequence[int] | None) -> tuple[
     return tuple(size if i in keep else 1 for i, size in enumerate(shape)) if keep else ()
 
 
-def reduce_amax(x: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:
+def reduce_amax(x: Tensor, axis: Axis = None) -> Tensor:
     """Return the largest absolute value without gradient, shaped as ``kept_shape`` says.
 
     It has x's dtype, or float32 for integers, whose lowest value has no negative. NaN anywhere
@@ -66,16 +73,35 @@ def reduce_amax(x: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:
     tensor([[3.],
             [2.]])
     """
+    low, high = _extremes(x, axis)
+    return torch.maximum(low.neg(), high)
+
+
+def reduce_range(x: Tensor, axis: Axis = None) -> tuple[Tensor, Tensor]:
+    """Return the smallest and the largest value without gradient, each at least widened to 0.
+
+    Shapes, dtypes, NaN and empty tensors as in ``reduce_amax``.
+
+    >>> reduce_range(torch.tensor([[1.0, -3.0], [2.0, 0.5]]), axis=0)
+    (tensor([[-3.],
+            [ 0.]]), tensor([[1.],
+            [2.]]))
+    """
+    low, high = _extremes(x, axis)
+    return low.clamp(max=0.0), high.clamp(min=0.0)
+
+
+def _extremes(x: Tensor, axis: Axis) -> tuple[Tensor, Tensor]:
     x = x.detach() if x.is_floating_point() else x.to(torch.float32)
     shape = kept_shape(x.shape, axis)
     if x.numel() == 0:
-        return x.new_zeros(shape)
+        return x.new_zeros(shape), x.new_zeros(shape)
     if not shape:
         low, high = torch.aminmax(x)
-        return torch.maximum(low.neg(), high)
+        return low, high
     keep = kept_axes(axis, x.ndim)
     reduced = tuple(i for i in range(x.ndim) if i not in keep)
-    return x.abs().amax(reduced, keepdim=True) if reduced else x.abs()
+    return (x.amin(reduced, keepdim=True), x.amax(reduced, keepdim=True)) if reduced else (x, x)
 
 
 def check_amax(amax: object) -> Tensor:

@@ -9,13 +9,15 @@ entropy              least KL divergence (TensorRT)
 mse                  least squared error; the error of any given range
 magnitudes           what a grid can represent
 search               find_amax: any method, by name; sqnr_db
+affine               both ends of the range of an affine grid
 calibrator           Calibrator, the base class, and the registry of calibrators
 max                  MaxCalibrator
 histogram_calibrator HistogramCalibrator
 ===================  ==================================================================
 """
 
-from fakequant.calib.calibrator import Calibrator, calibrator_for, register_calibrator
+from fakequant.calib.affine import Halves, affine_error, affine_sqnr_db, find_range
+from fakequant.calib.calibrator import Calibrator, DataRange, calibrator_for, register_calibrator
 from fakequant.calib.entropy import entropy
 from fakequant.calib.histogram import BINS, Histogram
 from fakequant.calib.histogram_calibrator import HistogramCalibrator
@@ -29,12 +31,17 @@ from fakequant.calib.search import find_amax, sqnr_db
 __all__ = [
     "BINS",
     "Calibrator",
+    "DataRange",
+    "Halves",
     "Histogram",
     "HistogramCalibrator",
     "MaxCalibrator",
+    "affine_error",
+    "affine_sqnr_db",
     "calibrator_for",
     "entropy",
     "find_amax",
+    "find_range",
     "magnitudes",
     "mse",
     "percentile",

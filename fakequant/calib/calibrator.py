@@ -8,15 +8,28 @@ Adding a calibrator is one class in one file::
 
 import abc
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from torch import Tensor
 
+from fakequant.arithmetic import Axis, as_blocks
 from fakequant.descriptor import QuantDescriptor
 from fakequant.errors import CalibrationError, InvalidValueError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+class DataRange(NamedTuple):
+    """The range that a calibrator found.
+
+    Attributes:
+        amax: the upper end, or the largest magnitude on a symmetric grid; at least 0.
+        amin: the lower end, at most 0, shaped like amax; None on a symmetric grid.
+    """
+
+    amax: Tensor
+    amin: Tensor | None
 
 
 class Calibrator(abc.ABC):
@@ -75,10 +88,22 @@ class Calibrator(abc.ABC):
             CalibrationError: the data held NaN or Inf, or negative values for an unsigned grid.
         """
 
+    def _grouped(self, x: Tensor) -> tuple[Tensor, Axis]:
+        """Return x and the axes that keep their range; of blocks, x as blocks."""
+        grid = self.descriptor
+        if grid.block_size is None:
+            return x, grid.axis
+        return as_blocks(x, grid.block_size, grid.block_axis), "tokens"
+
+    def compute_range(self, method: str | None = None, *, percentile: float = 99.99) -> DataRange | None:
+        """Return both ends of the range; arguments and errors as in ``compute_amax``."""
+        amax = self.compute_amax(method, percentile=percentile)
+        return None if amax is None else DataRange(amax, None)
+
     def _check_data(self, num_nan: int, num_inf: int, minimum: float) -> None:
         if num_nan or num_inf:
             raise CalibrationError(f"the data held {num_nan} NaN and {num_inf} Inf")
-        if self.descriptor.unsigned and minimum < 0:
+        if self.descriptor.unsigned and not self.descriptor.affine and minimum < 0:
             raise CalibrationError(
                 f"the data held negative values (minimum {minimum:.6g}), which an unsigned grid cannot represent"
             )
@@ -120,5 +145,6 @@ def calibrator_for(descriptor: QuantDescriptor) -> Calibrator:
     """
     if descriptor.calib_method not in CALIBRATORS:
         raise InvalidValueError(f"calib_method: expected one of {sorted(CALIBRATORS)}, got {descriptor.calib_method!r}")
-    calibrator = CALIBRATORS[descriptor.calib_method]
-    return calibrator(descriptor.num_bits, descriptor.axis, descriptor.unsigned, narrow_range=descriptor.narrow_range)
+    made = CALIBRATORS[descriptor.calib_method](descriptor.num_bits)
+    made.descriptor = descriptor
+    return made

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fakequant.arithmetic import kept_axes, kept_shape
+from fakequant.arithmetic import Axis, kept_axes, kept_shape
 from fakequant.errors import InvalidTypeError
 
 _REDUCIBLE = (torch.float32, torch.float16, torch.bfloat16)
@@ -28,7 +28,7 @@ class Extremes(NamedTuple):
     num_inf: int
 
 
-def finite_extremes(x: Tensor, axis: int | tuple[int, ...] | None = None) -> Extremes:
+def finite_extremes(x: Tensor, axis: Axis = None) -> Extremes:
     """Return the smallest and largest finite value of each kept index of x.
 
     Args:
@@ -79,7 +79,7 @@ def flat_in_memory_order(x: Tensor) -> Tensor:
     return x.permute(sorted(range(x.ndim), key=lambda d: -x.stride()[d])).reshape(-1)
 
 
-def _span(x: Tensor, axis: int | tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
+def _span(x: Tensor, axis: Axis) -> tuple[Tensor, Tensor]:
     keep = kept_axes(axis, x.ndim)
     reduced = tuple(d for d in range(x.ndim) if d not in keep)
     if not keep:

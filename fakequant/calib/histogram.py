@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fakequant.arithmetic import kept_axes
+from fakequant.arithmetic import Axis, kept_axes
 from fakequant.calib.extremes import as_reducible, finite_extremes, flat_in_memory_order
 from fakequant.errors import CalibrationError, InvalidValueError
 
@@ -59,7 +59,7 @@ class Histogram:
     num_inf: int = 0
 
     @classmethod
-    def of(cls, x: Tensor, axis: int | tuple[int, ...] | None = None) -> "Histogram":
+    def of(cls, x: Tensor, axis: Axis = None) -> "Histogram":
         """Return the histogram of x, counted on x's device.
 
         Args:
@@ -145,7 +145,7 @@ class Histogram:
         return _power_of_two(self.exponent).to(torch.float64)
 
 
-def _as_rows(x: Tensor, axis: int | tuple[int, ...] | None) -> Tensor:
+def _as_rows(x: Tensor, axis: Axis) -> Tensor:
     """Return x as [rows, values]; the order of the values is of no interest here."""
     keep = kept_axes(axis, x.ndim)
     if not keep:

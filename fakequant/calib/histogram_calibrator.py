@@ -2,14 +2,16 @@
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from fakequant.arithmetic import kept_shape
-from fakequant.calib.calibrator import Calibrator, register_calibrator
+from fakequant.calib.affine import Halves, check_affine_method, find_range
+from fakequant.calib.calibrator import Calibrator, DataRange, register_calibrator
 from fakequant.calib.histogram import BINS, Histogram
 from fakequant.calib.methods import checked_method
 from fakequant.calib.search import find_amax
-from fakequant.errors import CalibrationError
+from fakequant.errors import CalibrationError, InvalidValueError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -25,7 +27,6 @@ class HistogramCalibrator(Calibrator):
         unsigned: see ``Calibrator``.
         narrow_range: see ``Calibrator``.
 
-    >>> import torch
     >>> calibrator = HistogramCalibrator()
     >>> calibrator.collect(torch.arange(1001.0))
     >>> calibrator.compute_amax("percentile", percentile=50.0), calibrator.compute_amax("max")
@@ -48,20 +49,30 @@ class HistogramCalibrator(Calibrator):
         """What was collected, a row a channel; None before the first batch."""
         return self._histogram
 
+    @property
+    def halves(self) -> Halves | None:
+        """What was collected for an affine grid; None before the first batch, and for a symmetric one."""
+        return self._halves
+
     def collect(self, x: Tensor) -> None:
         """Take in one batch; see ``Calibrator.collect``."""
+        if self.descriptor.block_size is not None:
+            raise InvalidValueError("block_size: expected the method 'max', a histogram a block would take 32 KiB")
         if x.numel() > 0:
             axis = self.descriptor.axis
-            self._add(Histogram.of(x, axis), kept_shape(x.shape, axis))
+            seen = Halves.of(x, axis) if self.descriptor.affine else Histogram.of(x, axis)
+            self._add(seen, kept_shape(x.shape, axis))
 
     def merge(self, other: "Self") -> None:
         """Take in all that another calibrator has seen; see ``Calibrator.merge``."""
-        if other._histogram is not None:
-            self._add(other._histogram, other._shape)
+        seen = other._halves if self.descriptor.affine else other._histogram
+        if seen is not None:
+            self._add(seen, other._shape)
 
     def reset(self) -> None:
         """Forget all data."""
         self._histogram: Histogram | None = None
+        self._halves: Halves | None = None
         self._shape: tuple[int, ...] = ()
 
     def compute_amax(self, method: str | None = None, *, percentile: float = 99.99) -> Tensor | None:
@@ -69,7 +80,10 @@ class HistogramCalibrator(Calibrator):
 
         The method is a name that ``find_amax`` knows; None means "entropy", and "mse" on an FP8 grid.
         """
-        method = method or ("mse" if self.descriptor.is_fp8 else "entropy")
+        if self.descriptor.affine:
+            found = self.compute_range(method, percentile=percentile)
+            return None if found is None or found.amin is None else torch.maximum(found.amax, -found.amin)
+        method = method or ("mse" if self.descriptor.is_float else "entropy")
         checked_method(method, self.descriptor)
         seen = self._histogram
         if seen is None:
@@ -77,19 +91,36 @@ class HistogramCalibrator(Calibrator):
         self._check_data(seen.num_nan, seen.num_inf, float(seen.minimum.min()))
         return find_amax(seen, self.descriptor, method, percentile=percentile).reshape(self._shape)
 
-    def _add(self, histogram: Histogram, shape: tuple[int, ...]) -> None:
-        if self._histogram is None:
-            self._histogram, self._shape = histogram, shape
-            return
-        if shape != self._shape:
+    def compute_range(self, method: str | None = None, *, percentile: float = 99.99) -> DataRange | None:
+        """Return both ends; see ``Calibrator.compute_range``. For an affine grid None means "mse"."""
+        if not self.descriptor.affine:
+            return super().compute_range(method, percentile=percentile)
+        check_affine_method(method or "mse")
+        seen = self._halves
+        if seen is None:
+            return None
+        # Each NaN is in both halves.
+        self._check_data(seen.histogram.num_nan // 2, seen.histogram.num_inf, 0.0)
+        found = find_range(seen, self.descriptor, method or "mse", percentile=percentile)
+        return DataRange(*(end.reshape(self._shape) for end in found if end is not None))
+
+    def _add(self, seen: Histogram | Halves, shape: tuple[int, ...]) -> None:
+        before = self._halves if isinstance(seen, Halves) else self._histogram
+        if before is None:
+            self._shape = shape
+        elif shape != self._shape:
             raise CalibrationError(f"amax shape: expected {self._shape} as in the batches before, got {shape}")
-        self._histogram = self._histogram.merge(histogram)
+        if isinstance(seen, Halves):
+            self._halves = seen if self._halves is None else self._halves.merge(seen)
+        else:
+            self._histogram = seen if self._histogram is None else self._histogram.merge(seen)
 
     def __str__(self) -> str:
         return f"HistogramCalibrator({self._state()})"
 
     def _state(self) -> str:
-        if self._histogram is None:
+        seen = self._histogram if self._halves is None else self._halves.histogram
+        if seen is None:
             return "calib_bin_edges=None"
-        last = float((self._histogram.width * BINS).max())
+        last = float((seen.width * BINS).max())
         return f"calib_bin_edges=[0.000, ..., {last:.3f}]({BINS + 1})"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fakequant.calib.calibrator import Calibrator, register_calibrator
+from fakequant.calib.calibrator import Calibrator, DataRange, register_calibrator
 from fakequant.calib.extremes import Extremes, finite_extremes
 from fakequant.errors import CalibrationError, InvalidValueError
 
@@ -53,7 +53,10 @@ class MaxCalibrator(Calibrator):
         """Take in one batch; see ``Calibrator.collect``."""
         if x.numel() == 0:
             return
-        batch = finite_extremes(x, self.descriptor.axis)
+        batch = finite_extremes(*self._grouped(x))
+        if self.descriptor.block_size is not None:
+            low, high = (end.squeeze(-1).movedim(-1, self.descriptor.block_axis) for end in batch[:2])
+            batch = batch._replace(minimum=low, maximum=high)
         self._add(batch)
         if self._amaxs is not None:
             self._amaxs.append(_amax(batch))
@@ -81,6 +84,13 @@ class MaxCalibrator(Calibrator):
             return None
         self._check_data(self._seen.num_nan, self._seen.num_inf, float(self._seen.minimum.min()))
         return _amax(self._seen)
+
+    def compute_range(self, method: str | None = None, *, percentile: float = 99.99) -> DataRange | None:
+        """Return both ends; see ``Calibrator.compute_range``."""
+        amax = self.compute_amax(method, percentile=percentile)
+        if amax is None or self._seen is None or not self.descriptor.affine:
+            return super().compute_range(method, percentile=percentile)
+        return DataRange(self._seen.maximum.clamp(min=0.0), self._seen.minimum.clamp(max=0.0))
 
     def _add(self, batch: Extremes) -> None:
         seen = self._seen

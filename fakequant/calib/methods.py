@@ -45,14 +45,14 @@ def search_method(name: str, *, fp8: bool = True) -> Callable[[Search], Search]:
 
 def methods_for(descriptor: QuantDescriptor) -> dict[str, SearchMethod]:
     """Return the methods that work on the descriptor's grid, by name."""
-    return {name: method for name, method in METHODS.items() if method.fp8 or not descriptor.is_fp8}
+    return {name: method for name, method in METHODS.items() if method.fp8 or not descriptor.is_float}
 
 
 def checked_method(name: str, descriptor: QuantDescriptor) -> SearchMethod:
     """Return the method of that name, or raise InvalidValueError with the names that work."""
     known = methods_for(descriptor)
     if name not in known:
-        grid = "FP8 " if descriptor.is_fp8 else ""
+        grid = "FP8 " if descriptor.is_float else ""
         raise InvalidValueError(f"{grid}calibration method: expected one of {sorted(known)}, got {name!r}")
     return known[name]
 

@@ -139,9 +139,9 @@ def _marked(model: nn.Module, quantizers: Mapping[str, TensorQuantizer]) -> Iter
     Their ranges are no buffers meanwhile: torch.export would make an input of each, and take a third longer.
     """
     every = [quantizer for _, quantizer in named_quantizers(model)]
-    stores = [q._parameters if "_amax" in q._parameters else q._buffers for q in every]
-    for quantizer, store in zip(every, stores, strict=True):
-        vars(quantizer)["_amax"] = store.pop("_amax")
+    stores = [(q, q._parameters if key in q._parameters else q._buffers, key) for q in every for key in q.range_keys]
+    for quantizer, store, key in stores:
+        vars(quantizer)[key] = store.pop(key)
     for name, quantizer in quantizers.items():
         quantizer.forward = functools.partial(_mark, quantizer, name)  # type: ignore[method-assign]
     try:
@@ -149,11 +149,10 @@ def _marked(model: nn.Module, quantizers: Mapping[str, TensorQuantizer]) -> Iter
     finally:
         for quantizer in quantizers.values():
             del quantizer.forward
-        for quantizer, store in zip(every, stores, strict=True):
-            store["_amax"] = vars(quantizer).pop("_amax")
+        for quantizer, store, key in stores:
+            store[key] = vars(quantizer).pop(key)
 
 
 def _mark(quantizer: TensorQuantizer, name: str, inputs: Tensor) -> Tensor:
-    values, _ = quantizer.checked(inputs)
-    marked: Tensor = torch.ops.fakequant.quantizer(values, name)
+    marked: Tensor = torch.ops.fakequant.quantizer(quantizer.checked(inputs), name)
     return marked

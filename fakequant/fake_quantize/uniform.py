@@ -11,13 +11,7 @@ import torch
 from torch import Tensor
 
 from fakequant import arithmetic
-from fakequant.onnx_ops import (
-    as_constant,
-    is_exporting,
-    quantize_dequantize,
-    quantize_dequantize_e4m3,
-    torchscript_quantize_dequantize,
-)
+from fakequant.onnx_ops import as_constant, is_exporting, quantize_dequantize, torchscript_quantize_dequantize
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -56,28 +50,6 @@ class _FakeQuantize(torch.autograd.Function):
         return torchscript_quantize_dequantize(g, x, scale, low, high)
 
 
-class StraightThrough(torch.autograd.Function):
-    """Returns ``value``; the gradient goes to x wherever ``passes`` is true."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, value: Tensor, passes: Tensor) -> Tensor:
-        """Return value, shaped like x."""
-        ctx.save_for_backward(passes)
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Mask the gradient."""
-        (passes,) = ctx.saved_tensors
-        return grads[0] * passes, None, None
-
-
-def straight_through(x: Tensor, value: Tensor, passes: Tensor) -> Tensor:
-    """Return value in the forward pass and ``grad * passes`` to x in the backward pass; all shaped alike."""
-    result: Tensor = StraightThrough.apply(x, value, passes)  # type: ignore[no-untyped-call]
-    return result
-
-
 def fake_quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     """Return x rounded to the grid ``scale * {low..high}``, in x's shape and dtype, with STE gradient.
 
@@ -98,15 +70,3 @@ def fake_quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
         return traced.to(x.dtype)
     result: Tensor = _FakeQuantize.apply(x, scale, low, high)  # type: ignore[no-untyped-call]
     return result
-
-
-def fake_quantize_e4m3(x: Tensor, scale: Tensor) -> Tensor:
-    """Return x rounded to FP8 E4M3 times scale, saturating, in x's dtype, with STE gradient up to 448 * scale.
-
-    >>> fake_quantize_e4m3(torch.tensor([1.8]), torch.tensor(1.0)).tolist()
-    [1.75]
-    """
-    if is_exporting():
-        return quantize_dequantize_e4m3(x, scale)
-    value = arithmetic.quantize_e4m3(x, scale).to(x.dtype)
-    return straight_through(x, value, x.detach().abs() <= arithmetic.FP8_E4M3_MAX * scale)

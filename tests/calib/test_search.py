@@ -18,7 +18,7 @@ PAIRS = [
     pytest.param(name, grid, id=f"{name}-{grid.num_bits}{'u' if grid.unsigned else ''}")
     for name in METHODS
     for grid in GRIDS
-    if METHODS[name].fp8 or not grid.is_fp8
+    if METHODS[name].fp8 or not grid.is_float
 ]
 
 
@@ -107,7 +107,7 @@ def test_unsigned_entropy_has_twice_the_levels():
 @pytest.mark.parametrize("grid", [INT8, FP8], ids=["int8", "fp8"])
 def test_auto_has_the_least_error_row_by_row(grid):
     h = Histogram.stack([Histogram.of(x) for x in tensors()])
-    names = [n for n in METHODS if n != "auto" and (METHODS[n].fp8 or not grid.is_fp8)]
+    names = [n for n in METHODS if n != "auto" and (METHODS[n].fp8 or not grid.is_float)]
     errors = [quantization_error(h, find_amax(h, grid, n), magnitudes(grid)) for n in names]
     auto = quantization_error(h, find_amax(h, grid, "auto"), magnitudes(grid))
     assert torch.equal(auto, torch.stack(errors).amin(0))

@@ -429,7 +429,7 @@ def test_a_wrong_grid_is_refused_and_changes_nothing():
 
 
 def test_learn_amax_is_fixed_at_construction():
-    with pytest.raises(InvalidValueError, match="learn_amax: expected False as at construction, got True"):
+    with pytest.raises(InvalidValueError, match="learn_amax: expected False as at construction, got pact"):
         quantizer().descriptor = QuantDescriptor(learn_amax=True)
 
 
@@ -719,11 +719,17 @@ def test_scale_amax_reaches_the_gradient_of_a_learned_range():
     assert module.amax.grad == 0.5 * (2.0 + 4.0)
 
 
-@pytest.mark.parametrize("num_bits", [8, (4, 3)], ids=str)
-def test_values_of_a_learned_range_are_those_of_a_fixed_one(num_bits):
+@pytest.mark.parametrize("learn_amax", ["lsq", "pact"])
+def test_values_of_a_learned_range_are_those_of_a_fixed_one(learn_amax):
     x = torch.randn(1000)
-    expected = quantizer(num_bits, amax=1.0, narrow_range=num_bits == 8)(x)
-    assert torch.equal(quantizer(num_bits, amax=1.0, learn_amax=True)(x), expected)
+    assert torch.equal(quantizer(amax=1.0, learn_amax=learn_amax)(x), quantizer(amax=1.0)(x))
+
+
+def test_values_of_a_learned_affine_range_are_those_of_a_fixed_one():
+    x, (learned, fixed) = torch.randn(1000), (quantizer(affine=True, learn_amax=m) for m in ("lsq+", False))
+    for module in (learned, fixed):
+        module.set_range(1.0, -0.3)
+    assert torch.equal(learned(x), fixed(x))
 
 
 @dtypes
@@ -749,16 +755,16 @@ def test_a_learned_range_trains_towards_the_data():
     assert losses[-1] < losses[0] / 4
 
 
-@pytest.mark.parametrize("amax", [0.0, -0.5])
-def test_a_learned_range_that_is_not_positive_has_the_scale_of_a_dead_one(amax):
+@pytest.mark.parametrize(("amax", "scale"), [(0.0, 2.0**-14), (-12.7, 0.1)])
+def test_a_learned_range_that_an_optimizer_took_below_zero_has_a_positive_scale(amax, scale):
     module = quantizer(learn_amax=True, amax=1.0)
     with torch.no_grad():
         module.amax.fill_(amax)
-    assert module.scale == 2.0**-14
-    assert (module(torch.randn(100)).abs() <= 127 * 2.0**-14).all()
+    assert float(module.scale) == pytest.approx(scale)
+    assert (module(torch.randn(100).mul(100)).abs() <= 128.01 * scale).all()
 
 
-def test_a_learned_range_per_channel_is_refused():
+def test_a_learned_clipping_range_per_channel_is_refused():
     with pytest.raises(FakeQuantError, match=r"learn_amax: expected axis None \(per tensor\), got axis 0"):
         quantizer(learn_amax=True, axis=0)
 

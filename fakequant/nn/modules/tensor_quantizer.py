@@ -1,21 +1,21 @@
-"""TensorQuantizer: one tensor's quantizer as a module. Its only lasting state is amax (see amax_state)."""
+"""TensorQuantizer: one tensor's quantizer as a module. Its only lasting state is its range (see range_state)."""
 
+import math
 from typing import ClassVar
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fakequant import arithmetic
 from fakequant.calib import Calibrator, calibrator_for
 from fakequant.descriptor import QuantDescriptor
 from fakequant.errors import CalibrationError, ExportError, InvalidTypeError, InvalidValueError
-from fakequant.fake_quantize import fake_quantize, fake_quantize_e4m3
-from fakequant.nn.functional import clip
-from fakequant.nn.modules.amax_state import AmaxState
+from fakequant.fake_quantize import fake_quantize_learned, fake_quantize_on
+from fakequant.nn.modules.range_state import RangeState
+from fakequant.nn.modules.switches import Switches
 from fakequant.onnx_ops import is_exporting
 
 
-class TensorQuantizer(AmaxState):
+class TensorQuantizer(Switches, RangeState):
     """Quantizes, observes, or passes on one tensor, of any shape and float dtype.
 
     With a known amax the grid is fixed; without, each call uses the range of its own
@@ -32,6 +32,7 @@ class TensorQuantizer(AmaxState):
         InvalidTypeError: quant_desc is no QuantDescriptor.
         InvalidValueError: quant_desc.calib_method is not a registered calibrator.
 
+    >>> import torch
     >>> quantizer = TensorQuantizer(QuantDescriptor(amax=1.27))
     >>> quantizer(torch.tensor([0.5, -9.0])).tolist()
     [0.5, -1.2799999713897705]
@@ -49,17 +50,13 @@ class TensorQuantizer(AmaxState):
     ) -> None:
         if not isinstance(quant_desc, QuantDescriptor):
             raise InvalidTypeError(f"quant_desc: expected a QuantDescriptor, got {quant_desc!r}")
-        super().__init__(learned=quant_desc.learn_amax)
+        super().__init__(affine=quant_desc.affine, learned=bool(quant_desc.learn_amax))
+        self._init_switches(disabled, if_quant, if_calib)
         self._descriptor = quant_desc
         self._calibrator: Calibrator = calibrator_for(quant_desc)
-        self._disabled = disabled
-        self._if_quant = if_quant
-        self._if_calib = if_calib
         self._dynamic_scale: Tensor | None = None
         self.grids: dict[str, QuantDescriptor] = {}
         """By target, for a quantizer that was placed; see ``fakequant.retarget``."""
-        self.stands_by = False
-        """Whether only other targets than the present one use it."""
         if quant_desc.amax is not None:
             self.amax = quant_desc.amax
 
@@ -67,17 +64,17 @@ class TensorQuantizer(AmaxState):
 
     @property
     def descriptor(self) -> QuantDescriptor:
-        """The grid. Assigning another one keeps amax and empties the calibrator."""
+        """The grid. Assigning another one keeps the range and empties the calibrator."""
         return self._descriptor
 
     @descriptor.setter
     def descriptor(self, descriptor: QuantDescriptor) -> None:
         if not isinstance(descriptor, QuantDescriptor):
             raise InvalidTypeError(f"descriptor: expected a QuantDescriptor, got {descriptor!r}")
-        if descriptor.learn_amax != self._descriptor.learn_amax:
-            raise InvalidValueError(
-                f"learn_amax: expected {self._descriptor.learn_amax} as at construction, got {descriptor.learn_amax}"
-            )
+        for field in ("learn_amax", "affine", "block_size", "block_axis"):
+            before, now = getattr(self._descriptor, field), getattr(descriptor, field)
+            if now != before:
+                raise InvalidValueError(f"{field}: expected {before} as at construction, got {now}")
         self._calibrator = calibrator_for(descriptor)
         self._descriptor = descriptor
 
@@ -109,7 +106,7 @@ class TensorQuantizer(AmaxState):
         self.descriptor = self._descriptor.replace(narrow_range=narrow_range)
 
     @property
-    def axis(self) -> int | tuple[int, ...] | None:
+    def axis(self) -> int | tuple[int, ...] | str | None:
         """The axes that keep their own amax."""
         return self._descriptor.axis
 
@@ -120,73 +117,58 @@ class TensorQuantizer(AmaxState):
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """Lowest and highest code; an error for FP8, which has none."""
-        bits = self._descriptor.num_bits
-        if isinstance(bits, tuple):
-            raise InvalidValueError(f"bounds: expected an integer grid, got num_bits {bits}")
-        return arithmetic.integer_bounds(bits, self.unsigned, self.narrow_range)
+        """Lowest and highest code; an error for a float format, which has none."""
+        return arithmetic.bounds_of(self._descriptor)
 
     @property
     def maxbound(self) -> float:
         """The largest value of the grid in units of the scale: 127 for int8, 448 for FP8."""
-        return arithmetic.FP8_E4M3_MAX if self._descriptor.is_fp8 else self.bounds[1]
+        return arithmetic.maxbound_of(self._descriptor)
+
+    @property
+    def needs_range(self) -> bool:
+        """Whether it is calibrated, or has a fixed range; otherwise each tensor gives its own."""
+        return not self._descriptor.dynamic
+
+    @property
+    def is_to_calibrate(self) -> bool:
+        """Whether its range comes from data: not fixed by the descriptor, and not of each tensor itself."""
+        return self.needs_range and self._descriptor.amax is None
 
     # The scale.
 
-    def _scaled(self, amax: Tensor) -> Tensor:
-        factor = self._descriptor.scale_amax
-        return amax if factor is None else amax * factor
-
     @property
     def scale(self) -> Tensor | None:
-        """ONNX's scale, amax / maxbound, shaped like amax. None while amax is unknown.
+        """ONNX's scale, (amax / maxbound) of a symmetric grid, shaped like amax. None while amax is unknown.
 
         A dynamic quantizer that returns codes (``fake_quant=False``) has the scale of its last call here.
         """
+        parameters = self._grid_parameters()
+        return self._dynamic_scale if parameters is None else parameters.scale
+
+    @property
+    def zero_point(self) -> Tensor | None:
+        """The code of 0 on an affine grid, integers as float32, shaped like amax. None otherwise."""
+        parameters = self._grid_parameters()
+        return None if parameters is None else parameters.zero_point
+
+    def _grid_parameters(self) -> arithmetic.GridParameters | None:
         if not self.is_calibrated:
-            return self._dynamic_scale
-        return arithmetic.scale_from_amax(self._scaled(self._amax), self.maxbound)
+            return None
+        return arithmetic.grid_parameters(self._descriptor, *self._ends(self._amax, self.amin))
 
     @property
     def step_size(self) -> Tensor | None:
         """The distance between two values of the grid; the same as ``scale``."""
         return self.scale
 
-    # The switches.
+    def codes_of(self, tensor: Tensor) -> arithmetic.Codes:
+        """Return a tensor, such as a weight, as the codes, scale and zero point that a file stores.
 
-    @property
-    def is_enabled(self) -> bool:
-        """Whether a call changes its input."""
-        return self._if_quant and not self._disabled and not self.stands_by
-
-    @property
-    def is_active(self) -> bool:
-        """Whether a call quantizes or collects statistics."""
-        return not self._disabled and not self.stands_by and (self._if_quant or self._if_calib)
-
-    def disable(self) -> None:
-        """Become the identity: neither quantize nor collect."""
-        self._disabled = True
-
-    def enable(self) -> None:
-        """Undo ``disable``."""
-        self._disabled = False
-
-    def disable_quant(self) -> None:
-        """Stop quantizing."""
-        self._if_quant = False
-
-    def enable_quant(self) -> None:
-        """Quantize."""
-        self._if_quant = True
-
-    def disable_calib(self) -> None:
-        """Stop collecting statistics."""
-        self._if_calib = False
-
-    def enable_calib(self) -> None:
-        """Collect statistics from every call."""
-        self._if_calib = True
+        Raises:
+            InvalidValueError: a float format, which has no codes; amax does not fit the tensor.
+        """
+        return arithmetic.codes_on(self._descriptor, tensor, *self._range_for(tensor))
 
     # Calibration.
 
@@ -202,16 +184,16 @@ class TensorQuantizer(AmaxState):
             CalibrationError: nothing was collected, or NaN, Inf, or negative values on an unsigned grid.
             InvalidValueError: the calibrator does not know the method.
         """
-        amax = self._calibrator.compute_amax(method, percentile=percentile)
-        if amax is None:
+        found = self._calibrator.compute_range(method, percentile=percentile)
+        if found is None:
             if strict:
                 raise CalibrationError(
                     f"{type(self._calibrator).__name__} has seen no data. Call enable_calib() and feed the model first"
                 )
             return
-        if self.is_calibrated and amax.shape != self._amax.shape:
+        if self.is_calibrated and found.amax.shape != self._amax.shape:
             self.amax = None
-        self.amax = amax
+        self.set_range(*found)
 
     # The call.
 
@@ -228,8 +210,8 @@ class TensorQuantizer(AmaxState):
             self._calibrator.collect(inputs)
         return self._quantize(inputs) if self._if_quant else inputs
 
-    def checked(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what is put onto the grid, inputs clipped to a learned range, and amax shaped for it.
+    def checked(self, inputs: Tensor) -> Tensor:
+        """Return inputs if they can be quantized.
 
         Raises:
             InvalidTypeError: inputs are not floating point.
@@ -237,50 +219,76 @@ class TensorQuantizer(AmaxState):
         """
         if not inputs.is_floating_point():
             raise InvalidTypeError(f"inputs: expected a floating point tensor, got {inputs.dtype}")
-        amax = self._scaled(self._amax_for(inputs))
-        if self._descriptor.learn_amax and self.is_calibrated:
-            # PACT (arXiv:1805.06085): values beyond the range give their gradient to it.
-            bound = amax.to(inputs.dtype)
-            inputs = clip(inputs, torch.zeros_like(bound) if self.unsigned else -bound, bound)
-        return inputs, amax
+        if self.needs_range:
+            self._range_for(inputs)
+        return inputs
 
     def _quantize(self, inputs: Tensor) -> Tensor:
-        inputs, amax = self.checked(inputs)
-        scale = arithmetic.scale_from_amax(amax, self.maxbound)
-        if self._descriptor.is_fp8:
-            return fake_quantize_e4m3(inputs, scale)
-        if self._descriptor.fake_quant:
-            return fake_quantize(inputs, scale, *self.bounds)
-        self._dynamic_scale = scale
-        return arithmetic.codes_in(arithmetic.quantize(inputs, scale, *self.bounds), inputs.dtype, self.bounds[1])
+        inputs = self.checked(inputs)
+        grid = self._descriptor
+        if grid.learn_amax and grid.fake_quant and self.is_calibrated:
+            amax, amin = self._scaled(*self._fitted(inputs))
+            return fake_quantize_learned(grid, inputs, amax, amin, count=self._count(inputs))
+        amax, amin = self._range_for(inputs)
+        if grid.fake_quant:
+            return fake_quantize_on(grid, inputs, amax, amin)
+        codes = arithmetic.codes_on(grid, inputs, amax, amin)
+        self._dynamic_scale = codes.scale
+        return arithmetic.codes_in(codes.codes, inputs.dtype, self.bounds[1])
 
-    def _amax_for(self, inputs: Tensor) -> Tensor:
-        if not self.is_calibrated:
-            if is_exporting():
+    def _range_for(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return (amax, amin) in use, of a shape that fits inputs."""
+        if self._descriptor.dynamic or not self.is_calibrated:
+            if self.needs_range and is_exporting():
                 raise ExportError(f"expected a calibrated quantizer, got amax unknown in {self}")
-            return arithmetic.reduce_amax(inputs, self.axis)
-        shape = arithmetic.kept_shape(inputs.shape, self.axis)
-        if self._amax.shape in (shape, ()):
-            return self._amax
-        if [size for size in self._amax.shape if size != 1] == [size for size in shape if size != 1]:
-            return self._amax.reshape(shape)
+            return self._scaled(*arithmetic.range_of(self._descriptor, inputs))
+        return self._ends(*self._fitted(inputs))
+
+    def _fitted(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return (amax, amin) as they are kept, of a shape that fits inputs."""
+        amax, amin = self._amax, self.amin
+        shape = arithmetic.range_shape(self._descriptor, inputs.shape)
+        if amax.shape in (shape, ()):
+            return amax, amin
+        if [size for size in amax.shape if size != 1] == [size for size in shape if size != 1]:
+            return amax.reshape(shape), None if amin is None else amin.reshape(shape)
         raise InvalidValueError(
             f"amax: expected shape {shape} for inputs of shape {tuple(inputs.shape)}, axis {self.axis}, "
-            f"got {tuple(self._amax.shape)}"
+            f"got {tuple(amax.shape)}"
         )
+
+    def _ends(self, amax: Tensor, amin: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the ends of a range as they are used: of a learned one only the magnitudes count."""
+        if self._descriptor.learn_amax:
+            amax, amin = amax.abs(), None if amin is None else -amin.abs()
+        return self._scaled(amax, amin)
+
+    def _scaled(self, amax: Tensor, amin: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        factor = self._descriptor.scale_amax
+        if factor is None:
+            return amax, amin
+        return amax * factor, None if amin is None else amin * factor
+
+    def _count(self, inputs: Tensor) -> int:
+        """Return how many elements share one step, as LSQ counts: of a weight all, of activations those of a sample."""
+        if isinstance(inputs, nn.Parameter) or inputs.ndim < 2:
+            return inputs.numel() // self._amax.numel()
+        return math.prod(inputs.shape[1:])
 
     def extra_repr(self) -> str:
         """Return the line that users of the ancestor know: grid, range, calibrator, switches."""
         if self._disabled or self.stands_by:
             return "disabled" if self._disabled else "stands by for another target"
         descriptor = self._descriptor
+        shared = "per-tensor" if self.axis is None else f"axis={self.axis}"
         words = [
+            "affine" if descriptor.affine else "",
             "unsigned" if self.unsigned else "",
             f"{self.num_bits}bit",
             "narrow" if self.narrow_range else "",
             "fake" if self.fake_quant else "",
-            "per-tensor" if self.axis is None else f"axis={self.axis}",
-            f"amax={self._short_amax()}",
+            shared if descriptor.block_size is None else f"blocks={descriptor.block_size}",
+            f"amax={self._short_range()}",
             "" if descriptor.scale_amax is None else f"*{descriptor.scale_amax}",
             "learned" if descriptor.learn_amax else "",
             f"calibrator={type(self._calibrator).__name__}",

@@ -1,0 +1,227 @@
+"""Fake quantization whose range is trained by gradient: LSQ, LSQ+ and PACT.
+
+What is trained here is the range, amax (and amin), since that is what a quantizer keeps. LSQ
+and LSQ+ train the step s (and the offset beta), of which the range is a linear map::
+
+    amax = high * s + beta,    amin = low * s + beta,    beta = 0 on a symmetric grid
+
+Plain SGD moves s by ``-rate * g_s`` and beta by ``-rate * g_beta``. It thereby moves amax by
+``-rate * (high * g_s + g_beta)`` and amin by ``-rate * (low * g_s + g_beta)``. So these are the
+gradients delivered for amax and amin: with them plain SGD on the range takes the papers' own steps.
+(The chain rule would give g_s / high instead, a step of the paper's s smaller by high squared.)
+
+An optimizer may step beyond zero. Every function therefore reads amax as ``|amax|`` and amin as
+``-|amin|``, and turns the gradient around with them; a dead range (see ``arithmetic.DEAD_AMAX``)
+has the positive scale of one, and goes on getting its gradient. The scale is always that of
+``arithmetic``, thus the one that a file gets.
+
+Range gradients are computed in float32 and summed to the shape of the range, whatever the dtype
+of x; the gradient of x is of x's dtype.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fakequant import arithmetic
+from fakequant.fake_quantize.affine import fake_quantize_affine
+from fakequant.fake_quantize.uniform import fake_quantize
+from fakequant.onnx_ops import is_exporting
+
+_CHUNK = 2**17  # elements at a time: temporaries stay in the cache (6.4e6 elements, backward: 7 ms, unchunked 12 ms)
+
+_hardtanh_backward = torch.ops.aten.hardtanh_backward
+
+
+def lsq(x: Tensor, amax: Tensor, low: int, high: int, count: int) -> Tensor:
+    """Return x rounded to the grid ``amax / high * {low..high}``, with the gradients of LSQ.
+
+    Source: Esser et al. 2020, "Learned Step Size Quantization" (arXiv:1902.08153), equations 3 and
+    5: with ``v = x / s`` the step gets ``round(v) - v`` where ``low < v < high``, low or high
+    elsewhere, all times ``1 / sqrt(count * high)``; x gets its gradient where ``low < v < high``.
+
+    Args:
+        x: data of any shape and float dtype; computed in float32.
+        amax: float32, broadcasts against x.
+        low: lowest code.
+        high: highest code.
+        count: elements that share one step: all weights of a tensor or channel; of activations the
+            features of a layer, not counting the batch.
+
+    >>> amax = torch.tensor(3.5, requires_grad=True)
+    >>> lsq(torch.tensor([0.7, 9.0]), amax, -8, 7, count=2).tolist()
+    [0.5, 3.5]
+    """
+    if is_exporting():
+        return fake_quantize(x, _scale(amax, high), low, high)
+    factor = arithmetic.lsq_gradient_scale(count, high)
+    result: Tensor = _LearnedStep.apply(x, amax, None, low, high, factor)  # type: ignore[no-untyped-call]
+    return result
+
+
+def lsq_plus(x: Tensor, amin: Tensor, amax: Tensor, low: int, high: int, count: int) -> Tensor:
+    """Return x rounded to an affine grid over [amin, amax], with the gradients of LSQ+.
+
+    Source: Bhalgat et al. 2020, "LSQ+" (arXiv:2004.09576), equations 4 to 7: with ``v = (x - beta) / s``
+    the step has the gradient of LSQ, and the offset beta gets 1 where not ``low < v < high``. The
+    authors name no scale of these gradients; that of LSQ is applied to both.
+
+    Their offset is any float. A file has an integer zero point, ``round(low - amin / s)``, so the
+    offset in use is ``-zero_point * s``, at most half a step away. The formulas are taken at that
+    offset, and its gradient goes to beta straight through the rounding. The range always holds 0.
+
+    Args:
+        x: data of any shape and float dtype; computed in float32.
+        amin: float32, broadcasts against x.
+        amax: float32, shaped like amin.
+        low: lowest code.
+        high: highest code.
+        count: as for ``lsq``.
+
+    >>> lsq_plus(torch.tensor([-0.3, 0.7, 9.0]), torch.tensor(-0.5), torch.tensor(7.0), 0, 15, count=3).tolist()
+    [-0.5, 0.5, 7.0]
+    """
+    if is_exporting():
+        return fake_quantize_affine(x, *_affine(amin, amax, low, high), low, high)
+    factor = arithmetic.lsq_gradient_scale(count, high)
+    result: Tensor = _LearnedStep.apply(x, amax, amin, low, high, factor)  # type: ignore[no-untyped-call]
+    return result
+
+
+def pact(x: Tensor, amax: Tensor, low: int, high: int) -> Tensor:
+    """Return x clipped to [-amax, amax] (from 0 if low is) and rounded to the grid ``amax / high * {low..high}``.
+
+    Source: Choi et al. 2018, "PACT" (arXiv:1805.06085), equations 1 to 3: amax gets the gradient of
+    every ``x >= amax``, nothing from inside; x gets its gradient inside. On a signed grid, which the
+    paper has not, amax gets minus the gradient of every ``x <= -amax``. A narrower grid in a wider
+    integer type: a file needs a Clip to -amax, else an x far below becomes the code low.
+
+    Args:
+        x: data of any shape and float dtype; computed in float32.
+        amax: float32, broadcasts against x.
+        low: lowest code.
+        high: highest code.
+
+    >>> amax = torch.tensor(3.5, requires_grad=True)
+    >>> pact(torch.tensor([0.7, 9.0, -9.0]), amax, -8, 7).tolist()
+    [0.5, 3.5, -3.5]
+    """
+    lowest = max(low, -high)
+    if is_exporting():
+        return fake_quantize(x, _scale(amax, high), lowest, high)
+    result: Tensor = _LearnedClip.apply(x, amax, lowest, high)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _LearnedStep(torch.autograd.Function):
+    """The forward pass of ``fake_quantize`` or ``fake_quantize_affine``; keeps x and the range for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, amax: Tensor, amin: Tensor | None, low: int, high: int, factor: float) -> Tensor:
+        ctx.save_for_backward(x, amax, amin)
+        ctx.constants = low, high, factor
+        scale, zero_point = _grid(amax, amin, low, high)
+        if zero_point is None:
+            return arithmetic.quantize(x, scale, low, high).mul_(scale).to(x.dtype)
+        codes = arithmetic.quantize_affine(x, scale, zero_point, low, high)
+        return codes.sub_(zero_point).mul_(scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, amax, amin = ctx.saved_tensors
+        low, high, factor = ctx.constants
+        scale, zero_point = _grid(amax, amin, low, high)
+
+        def rule(x: Tensor, grad: Tensor, to_x: Tensor) -> tuple[Tensor, Tensor]:
+            position = x.to(torch.float32).div(scale)
+            if zero_point is not None:
+                position.add_(zero_point)
+            _hardtanh_backward.grad_input(grad, position, low, high, grad_input=to_x)
+            # round(v) - v inside, low or high outside; the difference before the sum, or its digits cancel.
+            of_step = position.clamp(low, high).round_()
+            _hardtanh_backward.grad_input(position, position, low, high, grad_input=position)
+            to_step = _inner(of_step.sub_(position), grad, amax)
+            return to_step, to_step if amin is None else (grad - to_x).sum_to_size(amax.shape)
+
+        to_x, to_step, to_offset = _sums(rule, grads[0], x, amax)
+        if amin is None:
+            return to_x, factor * high * to_step * _sign(amax), None, None, None, None
+        to_amax, to_amin = (factor * (bound * to_step + to_offset) for bound in (high, low))
+        return to_x, to_amax * _sign(amax), -to_amin * _sign(amin), None, None, None
+
+
+class _LearnedClip(torch.autograd.Function):
+    """The forward pass of ``fake_quantize``; keeps x and amax for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, amax: Tensor, low: int, high: int) -> Tensor:
+        ctx.save_for_backward(x, amax)
+        ctx.bounds = low, high
+        scale = _scale(amax, high)
+        return arithmetic.quantize(x, scale, low, high).mul_(scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, amax = ctx.saved_tensors
+        low, high = ctx.bounds
+        end = torch.where(amax.abs() <= arithmetic.DEAD_AMAX, high * arithmetic.DEAD_SCALE, amax.abs())
+        lowest = -1 if low else 0
+
+        def rule(x: Tensor, grad: Tensor, to_x: Tensor) -> tuple[Tensor, Tensor]:
+            position = x.to(torch.float32).div(end)
+            _hardtanh_backward.grad_input(grad, position, lowest, 1, grad_input=to_x)
+            to_end = _inner(position.clamp_(lowest, 1), grad - to_x, amax)
+            return to_end, to_end
+
+        to_x, to_end, _ = _sums(rule, grads[0], x, amax)
+        return to_x, to_end * _sign(amax), None, None
+
+
+def _scale(amax: Tensor, high: int) -> Tensor:
+    return arithmetic.scale_from_amax(amax.abs(), high)
+
+
+def _affine(amin: Tensor, amax: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+    return arithmetic.affine_parameters(-amin.abs(), amax.abs(), low, high)
+
+
+def _grid(amax: Tensor, amin: Tensor | None, low: int, high: int) -> tuple[Tensor, Tensor | None]:
+    return (_scale(amax, high), None) if amin is None else _affine(amin, amax, low, high)
+
+
+def _sign(bound: Tensor) -> Tensor:
+    """Return the derivative of ``|bound|``, taken as 1 at 0, lest a range of 0 stays there."""
+    return torch.where(bound < 0, -1.0, 1.0)
+
+
+_Rule: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(x, its output's gradient, where to write x's gradient) -> two sums shaped like the range."""
+
+
+def _sums(rule: _Rule, grad: Tensor, x: Tensor, amax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x's gradient in x's dtype, and the two sums of a rule, chunk by chunk where that is faster."""
+    grad = grad.to(torch.float32)
+    if not _on_cpu_per_tensor(amax):
+        to_x = torch.empty_like(x, dtype=torch.float32)
+        first, second = rule(x, grad, to_x)
+        return to_x.to(x.dtype), first, second
+    order = sorted(range(x.ndim), key=lambda d: x.stride()[d], reverse=True)  # in memory: a dense x is not copied
+    flat_x, flat_grad = (v.permute(order).reshape(-1) for v in (x, grad))
+    to_x = torch.empty_like(flat_x, dtype=torch.float32)
+    parts = zip(flat_x.split(_CHUNK), flat_grad.split(_CHUNK), to_x.split(_CHUNK), strict=True)
+    first, second = (torch.stack(sums).sum(0) for sums in zip(*(rule(*part) for part in parts), strict=True))
+    to_x = to_x.view([x.shape[d] for d in order]).permute([order.index(d) for d in range(x.ndim)])
+    return to_x.to(x.dtype), first, second
+
+
+def _inner(a: Tensor, b: Tensor, amax: Tensor) -> Tensor:
+    """Return the sums of ``a * b`` over what shares a range, shaped like amax."""
+    if _on_cpu_per_tensor(amax):
+        return torch.dot(a, b).reshape(amax.shape)
+    return (a * b).sum_to_size(amax.shape)
+
+
+def _on_cpu_per_tensor(amax: Tensor) -> bool:
+    return amax.numel() == 1 and amax.device.type == "cpu" and not torch.compiler.is_compiling()

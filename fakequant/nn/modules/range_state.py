@@ -1,0 +1,162 @@
+"""The lasting state of a quantizer: its range, amax, and for an affine grid amin.
+
+The buffer ``_amax`` is there from construction. While no range is known it has no
+elements (shape ``(0,)``), so "calibrated" is a property of its shape: it survives
+state_dict, deepcopy, pickle, ``.to()``, and reading it costs no device synchronization.
+``_amin`` is the same, and there only where the grid has a zero point.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fakequant import arithmetic
+from fakequant.errors import InvalidValueError
+
+AMAX, AMIN = "_amax", "_amin"
+
+
+class RangeState(nn.Module):
+    """A module whose state is one range, in float32 whatever the dtype of the model around it.
+
+    Args:
+        affine: the range has a lower end of its own, amin.
+        learned: make the range Parameters instead of buffers.
+    """
+
+    _amax: Tensor
+
+    def __init__(self, *, affine: bool = False, learned: bool = False) -> None:
+        super().__init__()
+        for key in (AMAX, AMIN) if affine else (AMAX,):
+            empty = torch.empty(0, dtype=torch.float32)
+            if learned:
+                self.register_parameter(key, nn.Parameter(empty))
+            else:
+                self.register_buffer(key, empty)
+
+    @property
+    def range_keys(self) -> tuple[str, ...]:
+        """Names of the tensors that hold the range."""
+        return tuple(key for key in (AMAX, AMIN) if key in self._parameters or key in self._buffers)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the range is known."""
+        return self._amax.numel() > 0
+
+    @property
+    def amax(self) -> Tensor | None:
+        """The range, float32: 0-d, or with the kept axes' sizes and 1 elsewhere. None while unknown.
+
+        Assigning checks that it is finite and not negative; None forgets it. A shape
+        other than that of the present amax is an error: forget that one first. The
+        lower end of an affine grid becomes -amax; see ``set_range``.
+        """
+        return self._amax if self.is_calibrated else None
+
+    @amax.setter
+    def amax(self, value: object) -> None:
+        if value is None:
+            for key in self.range_keys:
+                self._replace(key, torch.empty(0, dtype=torch.float32, device=self._amax.device))
+            return
+        amax = arithmetic.check_amax(value)
+        self.set_range(amax, -amax if AMIN in self.range_keys else None)
+
+    @property
+    def amin(self) -> Tensor | None:
+        """The lower end of the range, at most 0, shaped like amax. None while unknown, and for a symmetric grid."""
+        return getattr(self, AMIN) if AMIN in self.range_keys and self.is_calibrated else None
+
+    def set_range(self, amax: object, amin: object = None) -> None:
+        """Set both ends of the range; amin for an affine grid only.
+
+        Raises:
+            InvalidTypeError: an end that is no number or tensor.
+            InvalidValueError: an end of the wrong sign, not finite, or of another shape than the present one.
+        """
+        if (amin is None) != (AMIN not in self.range_keys):
+            expected = "None on a symmetric grid" if AMIN not in self.range_keys else "the lower end of an affine grid"
+            raise InvalidValueError(f"amin: expected {expected}, got {amin!r}")
+        new = {AMAX: arithmetic.check_amax(amax)}
+        if amin is not None:
+            lower = torch.as_tensor(amin)
+            new[AMIN] = -arithmetic.check_amax(-lower)
+            if lower.shape != new[AMAX].shape:
+                raise InvalidValueError(f"amin: expected shape {tuple(new[AMAX].shape)}, got {tuple(lower.shape)}")
+        for key, value in new.items():
+            present = getattr(self, key)
+            if present.numel() > 0 and value.shape != present.shape:
+                raise InvalidValueError(f"{key[1:]}: expected shape {tuple(present.shape)}, got {tuple(value.shape)}")
+        for key, value in new.items():
+            present = getattr(self, key)
+            if present.numel() == 0:
+                self._replace(key, value.to(present.device, torch.float32, copy=True))
+            else:
+                with torch.no_grad():
+                    present.copy_(value)
+
+    def _replace(self, key: str, value: Tensor) -> None:
+        present = getattr(self, key)
+        if isinstance(present, nn.Parameter):
+            present.data = value
+            present.grad = None
+        else:
+            setattr(self, key, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RangeState":
+        """Follow device moves but stay float32: half() would lose ranges above 65504 and below 6e-8."""
+        before = {key: getattr(self, key).detach() for key in self.range_keys}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for key, value in before.items():
+            if getattr(self, key).dtype != torch.float32:
+                self._replace(key, value.to(getattr(self, key).device))
+        return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Take over the checkpoint's range, known or not; one without (a float model's) changes nothing."""
+        stored = {key: state_dict.get(prefix + key) for key in self.range_keys}
+        for key, value in stored.items():
+            if isinstance(value, Tensor) and not value.is_meta and not self._can_be(key, value):
+                expected = "finite values <= 0" if key == AMIN else "finite values >= 0"
+                error_msgs.append(f"{prefix}{key}: expected {expected}, got {value}")
+                return
+        for key, value in stored.items():
+            present = getattr(self, key)
+            if isinstance(value, Tensor) and value.shape != present.shape:
+                self._replace(key, present.detach().new_empty(value.shape))
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        for key in self.range_keys:
+            if prefix + key in missing_keys:
+                missing_keys.remove(prefix + key)
+            if getattr(self, key).dtype != torch.float32:  # assign=True
+                self._replace(key, getattr(self, key).detach().to(torch.float32))
+
+    def _can_be(self, key: str, value: Tensor) -> bool:
+        """Whether a checkpoint's value is one: a learned one may have any sign, only its magnitude counts."""
+        outward = -value if key == AMIN else value
+        return bool((value.isfinite() & ((outward >= 0) | isinstance(getattr(self, key), nn.Parameter))).all())
+
+    def _short_range(self) -> str:
+        if not self.is_calibrated:
+            return "dynamic"
+        if self._amax.is_meta:
+            return "meta"
+        ends = [getattr(self, key) for key in reversed(self.range_keys)]
+        if self._amax.numel() == 1:
+            return " to ".join(f"{end.item():.4f}" for end in ends)
+        return f"[{ends[0].min().item():.4f}, {self._amax.max().item():.4f}]({self._amax.numel()})"
