@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fakequant.arithmetic.affine import affine_parameters, quantize_affine
+from fakequant.arithmetic.affine import affine_parameters, dequantize_affine, quantize_affine
 from fakequant.arithmetic.blocks import as_blocks, block_shape, from_blocks, over_blocks
 from fakequant.arithmetic.codes import Codes
 from fakequant.arithmetic.floats import FLOAT_MAX
-from fakequant.arithmetic.integers import integer_bounds, quantize
+from fakequant.arithmetic.integers import dequantize, integer_bounds, quantize
 from fakequant.arithmetic.microscaling import e8m0_scale, nvfp4_scales
 from fakequant.arithmetic.power_of_two import power_of_two_scale
 from fakequant.arithmetic.ranges import Axis, kept_shape, reduce_amax, reduce_range, scale_from_amax
@@ -132,3 +132,20 @@ def codes_on(grid: QuantDescriptor, x: Tensor, amax: Tensor, amin: Tensor | None
     if grid.block_size is not None:
         codes = from_blocks(codes, shape, grid.block_axis)
     return Codes(codes, scale, zero_point)
+
+
+def values_on(grid: QuantDescriptor, held: Codes) -> Tensor:
+    """Return what codes stand for, float32; the inverse of ``codes_on``.
+
+    >>> import torch
+    >>> held = Codes(torch.tensor([7.0, 1.0, 3.0]), torch.tensor([1.0, 0.5]), None)
+    >>> values_on(QuantDescriptor(4, block_size=2), held)
+    tensor([7.0000, 1.0000, 1.5000])
+    """
+    codes, scale, zero_point = held
+    if grid.block_size is not None:
+        codes = as_blocks(codes, grid.block_size, grid.block_axis)
+        scale = over_blocks(scale, grid.block_axis)
+        zero_point = None if zero_point is None else over_blocks(zero_point, grid.block_axis)
+    values = dequantize(codes, scale) if zero_point is None else dequantize_affine(codes, scale, zero_point)
+    return values if grid.block_size is None else from_blocks(values, held.codes.shape, grid.block_axis)

@@ -7,6 +7,7 @@ methods              the registry of search methods
 percentile           a given share of the values
 entropy              least KL divergence (TensorRT)
 mse                  least squared error; the error of any given range
+lsq                  where training a step size by LSQ starts
 magnitudes           what a grid can represent
 search               find_amax: any method, by name; sqnr_db
 affine               both ends of the range of an affine grid
@@ -21,6 +22,7 @@ from fakequant.calib.calibrator import Calibrator, DataRange, calibrator_for, re
 from fakequant.calib.entropy import entropy
 from fakequant.calib.histogram import BINS, Histogram
 from fakequant.calib.histogram_calibrator import HistogramCalibrator
+from fakequant.calib.lsq import lsq
 from fakequant.calib.magnitudes import magnitudes
 from fakequant.calib.max import MaxCalibrator
 from fakequant.calib.methods import search_method
@@ -42,6 +44,7 @@ __all__ = [
     "entropy",
     "find_amax",
     "find_range",
+    "lsq",
     "magnitudes",
     "mse",
     "percentile",

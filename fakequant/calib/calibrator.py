@@ -145,6 +145,6 @@ def calibrator_for(descriptor: QuantDescriptor) -> Calibrator:
     """
     if descriptor.calib_method not in CALIBRATORS:
         raise InvalidValueError(f"calib_method: expected one of {sorted(CALIBRATORS)}, got {descriptor.calib_method!r}")
-    made = CALIBRATORS[descriptor.calib_method](descriptor.num_bits)
+    made = CALIBRATORS[descriptor.calib_method]()
     made.descriptor = descriptor
     return made

@@ -14,18 +14,26 @@ from fakequant.calib.methods import search_method
 from fakequant.descriptor import QuantDescriptor
 
 
-def mean_magnitude(histogram: Histogram) -> Tensor:
-    """Return the mean of ``|x|``, float64 [rows], each value taken at the centre of its bin; 0 without data.
+def lsq(histogram: Histogram, high: int) -> Tensor:
+    """Return the range of LSQ's first step size, each value taken at the centre of its bin.
 
-    >>> mean_magnitude(Histogram.of(torch.arange(0.0, 5.0)))
-    tensor([2.0005], dtype=torch.float64)
+    Args:
+        histogram: of [rows].
+        high: highest code: 7 for signed int4.
+
+    Returns:
+        float32 [rows], at most the exact maximum; 0 for a row without data.
+
+    >>> squares = Histogram.of(torch.linspace(0, 1, 10_001) ** 2)
+    >>> lsq(squares, high=1).round(decimals=2), lsq(squares, high=7)
+    (tensor([0.6700]), tensor([1.]))
     """
     twice = torch.arange(1, 2 * BINS, 2, device=histogram.counts.device)  # 2 * centre, an integer: the sum is exact
     mean = (histogram.counts * twice).sum(1) / 2 / histogram.count * histogram.width
-    return mean.where(histogram.amax > 0, 0.0)
+    return torch.minimum(lsq_amax(mean.where(histogram.amax > 0, 0.0), high), histogram.amax)
 
 
 @search_method("lsq", fp8=False)
 def _search(histogram: Histogram, descriptor: QuantDescriptor, percentile: float) -> Tensor:
     _, high = bounds_of(descriptor)
-    return torch.minimum(lsq_amax(mean_magnitude(histogram), high), histogram.amax)
+    return lsq(histogram, high)

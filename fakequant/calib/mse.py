@@ -28,11 +28,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fakequant.arithmetic import scale_from_amax
+from fakequant.arithmetic import grid_parameters, scale_from_amax
 from fakequant.calib.histogram import BINS, Histogram
 from fakequant.calib.magnitudes import magnitudes as magnitudes_of
 from fakequant.calib.methods import search_method
 from fakequant.descriptor import QuantDescriptor
+
+_OCTAVES = 12
+"""Powers of two below the maximum that are tried for a scale: down to 1/4096, a bin's width."""
 
 _CHUNK = 2**18  # look-ups at a time: temporaries stay in the cache
 
@@ -151,4 +154,11 @@ def _tail_sums(histogram: Histogram) -> tuple[Tensor, Tensor, Tensor]:
 
 @search_method("mse")
 def _search(histogram: Histogram, descriptor: QuantDescriptor, percentile: float) -> Tensor:
-    return mse(histogram, magnitudes_of(descriptor))
+    levels = magnitudes_of(descriptor)
+    if descriptor.scale_format == "float32":
+        return mse(histogram, levels)
+    # Scales are rounded up, here to powers of two, so few of them are worth a try.
+    scale, high = grid_parameters(descriptor, histogram.amax).scale, float(levels[-1])
+    ranges = torch.stack([scale * 2.0**-k * high for k in range(_OCTAVES)])
+    best = torch.stack([quantization_error(histogram, amax, levels) for amax in ranges]).argmin(0, keepdim=True)
+    return torch.minimum(ranges.gather(0, best)[0], histogram.amax)

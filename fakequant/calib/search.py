@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fakequant.arithmetic import grid_parameters, maxbound_of
 from fakequant.calib.histogram import Histogram
 from fakequant.calib.magnitudes import magnitudes
 from fakequant.calib.methods import METHODS, checked_method, methods_for, search_method
@@ -50,7 +51,7 @@ def sqnr_db(histogram: Histogram, amax: Tensor, descriptor: QuantDescriptor) -> 
     >>> sqnr_db(Histogram.of(torch.linspace(0, 1, 100_001)), torch.tensor(1.0), QuantDescriptor(8)).round()
     tensor([48.], dtype=torch.float64)
     """
-    noise = quantization_error(histogram, amax, magnitudes(descriptor))
+    noise = quantization_error(histogram, _in_use(amax, descriptor), magnitudes(descriptor))
     ratio = 10 * torch.log10(signal_power(histogram) / noise)
     return ratio.where(noise > 0, torch.inf)
 
@@ -61,8 +62,15 @@ def _least_error(histogram: Histogram, descriptor: QuantDescriptor, percentile: 
     grid = magnitudes(descriptor)
     names = sorted(methods_for(descriptor).keys() - {"auto"}, key=_rank)
     ranges = torch.stack([METHODS[name].search(histogram, descriptor, percentile) for name in names])
-    errors = torch.stack([quantization_error(histogram, amax, grid) for amax in ranges])
+    errors = torch.stack([quantization_error(histogram, _in_use(amax, descriptor), grid) for amax in ranges])
     return ranges.gather(0, errors.argmin(0, keepdim=True)).squeeze(0)
+
+
+def _in_use(amax: Tensor, descriptor: QuantDescriptor) -> Tensor:
+    """Return the range that the grid has in the end: its scale may be rounded."""
+    if descriptor.scale_format == "float32":
+        return amax
+    return grid_parameters(descriptor, amax).scale * maxbound_of(descriptor)
 
 
 def _rank(name: str) -> tuple[int, str]:

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from fakequant.calib import BINS, Histogram, magnitudes, mse, quantization_error, signal_power
+from fakequant.arithmetic import bounds_of, grid_parameters, quantize
+from fakequant.calib import BINS, Histogram, find_amax, magnitudes, mse, quantization_error, signal_power
 from fakequant.descriptor import QuantDescriptor
 
 FP8 = QuantDescriptor((4, 3))
@@ -103,3 +104,19 @@ def test_nothing_has_no_error_and_no_power(x):
     h = Histogram.of(x)
     assert quantization_error(h, torch.zeros(1), torch.arange(128.0)).item() == 0
     assert signal_power(h).item() == 0
+
+
+@pytest.mark.parametrize("unsigned", [False, True])
+@pytest.mark.parametrize("num_bits", [3, 4, 8])
+def test_power_of_two_scales_are_searched_among_powers_of_two(num_bits, unsigned):
+    grid = QuantDescriptor(num_bits, scale_format="power_of_two", unsigned=unsigned)
+    x = torch.cat([torch.randn(20000).abs(), torch.tensor([13.0])])
+    scale = grid_parameters(grid, find_amax(Histogram.of(x), grid, "mse")).scale
+    low, high = bounds_of(grid)
+
+    def error(exponent: int) -> float:
+        step = torch.tensor(2.0**exponent)
+        return float((quantize(x, step, low, high) * step - x).double().square().mean())
+
+    best = min(range(-12, 6), key=error)
+    assert float(scale) == 2.0**best

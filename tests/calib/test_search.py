@@ -120,7 +120,7 @@ def test_auto_gives_a_tie_to_max(monkeypatch):
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones():
-    with pytest.raises(InvalidValueError, match=r"'auto', 'entropy', 'max', 'mse', 'percentile'\], got 'kl'"):
+    with pytest.raises(InvalidValueError, match=r"'auto', 'entropy', 'lsq', 'max', 'mse', 'percentile'\], got 'kl'"):
         find_amax(Histogram.of(torch.ones(1)), INT8, "kl")
 
 

@@ -30,17 +30,14 @@ class RangeState(nn.Module):
 
     def __init__(self, *, affine: bool = False, learned: bool = False) -> None:
         super().__init__()
-        for key in (AMAX, AMIN) if affine else (AMAX,):
+        self.range_keys = (AMAX, AMIN) if affine else (AMAX,)
+        """Names of the tensors that hold the range."""
+        for key in self.range_keys:
             empty = torch.empty(0, dtype=torch.float32)
             if learned:
                 self.register_parameter(key, nn.Parameter(empty))
             else:
                 self.register_buffer(key, empty)
-
-    @property
-    def range_keys(self) -> tuple[str, ...]:
-        """Names of the tensors that hold the range."""
-        return tuple(key for key in (AMAX, AMIN) if key in self._parameters or key in self._buffers)
 
     @property
     def is_calibrated(self) -> bool:
@@ -98,6 +95,18 @@ class RangeState(nn.Module):
             else:
                 with torch.no_grad():
                     present.copy_(value)
+
+    def follow_range(self, amax: Tensor, amin: Tensor | None, momentum: float) -> None:
+        """Move the range towards another one by a share of the way, without gradient; all of it while unknown."""
+        with torch.no_grad():
+            for key, value in ((AMAX, amax), (AMIN, amin)):
+                if value is None:
+                    continue
+                present, new = getattr(self, key), value.to(torch.float32)
+                if present.numel() == 0:
+                    self._replace(key, new.clone())
+                else:
+                    present.lerp_(new.reshape(present.shape), momentum)
 
     def _replace(self, key: str, value: Tensor) -> None:
         present = getattr(self, key)

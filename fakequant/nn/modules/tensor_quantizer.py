@@ -6,16 +6,17 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from fakequant import arithmetic
-from fakequant.calib import Calibrator, calibrator_for
 from fakequant.descriptor import QuantDescriptor
+from fakequant.descriptor_fields import UNIFORM
 from fakequant.errors import CalibrationError, ExportError, InvalidTypeError, InvalidValueError
 from fakequant.fake_quantize import fake_quantize_learned, fake_quantize_on
+from fakequant.nn.modules.grid_view import GridView
 from fakequant.nn.modules.range_state import RangeState
 from fakequant.nn.modules.switches import Switches
 from fakequant.onnx_ops import is_exporting
 
 
-class TensorQuantizer(Switches, RangeState):
+class TensorQuantizer(Switches, GridView, RangeState):
     """Quantizes, observes, or passes on one tensor, of any shape and float dtype.
 
     With a known amax the grid is fixed; without, each call uses the range of its own
@@ -30,7 +31,8 @@ class TensorQuantizer(Switches, RangeState):
 
     Raises:
         InvalidTypeError: quant_desc is no QuantDescriptor.
-        InvalidValueError: quant_desc.calib_method is not a registered calibrator.
+        InvalidValueError: quant_desc.calib_method is not a registered calibrator; its scheme is none, or
+            does not fit its other fields.
 
     >>> import torch
     >>> quantizer = TensorQuantizer(QuantDescriptor(amax=1.27))
@@ -52,88 +54,14 @@ class TensorQuantizer(Switches, RangeState):
             raise InvalidTypeError(f"quant_desc: expected a QuantDescriptor, got {quant_desc!r}")
         super().__init__(affine=quant_desc.affine, learned=bool(quant_desc.learn_amax))
         self._init_switches(disabled, if_quant, if_calib)
-        self._descriptor = quant_desc
-        self._calibrator: Calibrator = calibrator_for(quant_desc)
+        self._init_grid(quant_desc)
         self._dynamic_scale: Tensor | None = None
+        self.momentum: float | None = None
+        """In training, how far each call moves the range towards that of its input; None not at all."""
         self.grids: dict[str, QuantDescriptor] = {}
         """By target, for a quantizer that was placed; see ``fakequant.retarget``."""
         if quant_desc.amax is not None:
             self.amax = quant_desc.amax
-
-    # The grid.
-
-    @property
-    def descriptor(self) -> QuantDescriptor:
-        """The grid. Assigning another one keeps the range and empties the calibrator."""
-        return self._descriptor
-
-    @descriptor.setter
-    def descriptor(self, descriptor: QuantDescriptor) -> None:
-        if not isinstance(descriptor, QuantDescriptor):
-            raise InvalidTypeError(f"descriptor: expected a QuantDescriptor, got {descriptor!r}")
-        for field in ("learn_amax", "affine", "block_size", "block_axis"):
-            before, now = getattr(self._descriptor, field), getattr(descriptor, field)
-            if now != before:
-                raise InvalidValueError(f"{field}: expected {before} as at construction, got {now}")
-        self._calibrator = calibrator_for(descriptor)
-        self._descriptor = descriptor
-
-    @property
-    def num_bits(self) -> int | tuple[int, int]:
-        """Number of bits of the grid."""
-        return self._descriptor.num_bits
-
-    @num_bits.setter
-    def num_bits(self, num_bits: int | tuple[int, int]) -> None:
-        self.descriptor = self._descriptor.replace(num_bits=num_bits)
-
-    @property
-    def unsigned(self) -> bool:
-        """Whether the grid starts at 0."""
-        return self._descriptor.unsigned
-
-    @unsigned.setter
-    def unsigned(self, unsigned: bool) -> None:
-        self.descriptor = self._descriptor.replace(unsigned=unsigned)
-
-    @property
-    def narrow_range(self) -> bool:
-        """Whether the lowest signed code is left out."""
-        return self._descriptor.narrow_range
-
-    @narrow_range.setter
-    def narrow_range(self, narrow_range: bool) -> None:
-        self.descriptor = self._descriptor.replace(narrow_range=narrow_range)
-
-    @property
-    def axis(self) -> int | tuple[int, ...] | str | None:
-        """The axes that keep their own amax."""
-        return self._descriptor.axis
-
-    @property
-    def fake_quant(self) -> bool:
-        """Whether values (and not codes) are returned."""
-        return self._descriptor.fake_quant
-
-    @property
-    def bounds(self) -> tuple[int, int]:
-        """Lowest and highest code; an error for a float format, which has none."""
-        return arithmetic.bounds_of(self._descriptor)
-
-    @property
-    def maxbound(self) -> float:
-        """The largest value of the grid in units of the scale: 127 for int8, 448 for FP8."""
-        return arithmetic.maxbound_of(self._descriptor)
-
-    @property
-    def needs_range(self) -> bool:
-        """Whether it is calibrated, or has a fixed range; otherwise each tensor gives its own."""
-        return not self._descriptor.dynamic
-
-    @property
-    def is_to_calibrate(self) -> bool:
-        """Whether its range comes from data: not fixed by the descriptor, and not of each tensor itself."""
-        return self.needs_range and self._descriptor.amax is None
 
     # The scale.
 
@@ -165,9 +93,13 @@ class TensorQuantizer(Switches, RangeState):
     def codes_of(self, tensor: Tensor) -> arithmetic.Codes:
         """Return a tensor, such as a weight, as the codes, scale and zero point that a file stores.
 
+        The scale has the shape of the range, so that of blocks is smaller; see ``arithmetic.over_blocks``.
+
         Raises:
             InvalidValueError: a float format, which has no codes; amax does not fit the tensor.
         """
+        if self._scheme is not None:
+            return self._scheme.codes(tensor, self._descriptor)
         return arithmetic.codes_on(self._descriptor, tensor, *self._range_for(tensor))
 
     # Calibration.
@@ -206,6 +138,8 @@ class TensorQuantizer(Switches, RangeState):
         """
         if self._disabled or self.stands_by:
             return inputs
+        if self.momentum is not None and self.training and self.is_to_calibrate:
+            self.follow_range(*arithmetic.range_of(self._descriptor, inputs), self.momentum)
         if self._if_calib:
             self._calibrator.collect(inputs)
         return self._quantize(inputs) if self._if_quant else inputs
@@ -226,6 +160,8 @@ class TensorQuantizer(Switches, RangeState):
     def _quantize(self, inputs: Tensor) -> Tensor:
         inputs = self.checked(inputs)
         grid = self._descriptor
+        if self._scheme is not None:
+            return self._scheme.fake_quantize(inputs, grid)
         if grid.learn_amax and grid.fake_quant and self.is_calibrated:
             amax, amin = self._scaled(*self._fitted(inputs))
             return fake_quantize_learned(grid, inputs, amax, amin, count=self._count(inputs))
@@ -282,6 +218,7 @@ class TensorQuantizer(Switches, RangeState):
         descriptor = self._descriptor
         shared = "per-tensor" if self.axis is None else f"axis={self.axis}"
         words = [
+            "" if descriptor.scheme == UNIFORM else descriptor.scheme,
             "affine" if descriptor.affine else "",
             "unsigned" if self.unsigned else "",
             f"{self.num_bits}bit",

@@ -1,0 +1,52 @@
+"""Activation ranges that follow the data during training, and are frozen later.
+
+Jacob et al. 2018 (arXiv:1712.05877), section 3.1: ranges of activations are exponential
+moving averages over the batches of training; weights take their extremes as they are.
+"""
+
+from torch import nn
+
+from fakequant.errors import InvalidValueError
+from fakequant.nn.walk import named_quantizers, weights_of_quantizers
+
+
+def follow_ranges(model: nn.Module, momentum: float = 0.01) -> None:
+    """Let the range of every activation follow the data from now on, in training mode only.
+
+    A quantizer without a range takes that of its first batch. Learned and fixed ranges stay as they are.
+    The ranges of weights are taken from the weights anew by the next ``calibrate``.
+
+    Args:
+        model: quantized.
+        momentum: the weight of the newest batch, above 0 and at most 1.
+
+    Raises:
+        InvalidValueError: a momentum out of range; no quantizer that could follow.
+
+    >>> from fakequant import quantize
+    >>> import torch
+    >>> model = nn.Linear(2, 2)
+    >>> _ = quantize(model)
+    >>> follow_ranges(model, momentum=0.5)
+    >>> _ = model(torch.tensor([[1.0, 0.5]])), model(torch.tensor([[3.0, 0.5]]))
+    >>> model.input_quantizer.amax
+    tensor(2.)
+    """
+    if not 0 < momentum <= 1:
+        raise InvalidValueError(f"momentum: expected above 0 and at most 1, got {momentum}")
+    weights = weights_of_quantizers(model)
+    following = [
+        quantizer
+        for _, quantizer in named_quantizers(model)
+        if quantizer not in weights and quantizer.is_to_calibrate and not quantizer.descriptor.learn_amax
+    ]
+    if not following:
+        raise InvalidValueError("model: expected an activation quantizer whose range comes from data, got none")
+    for quantizer in following:
+        quantizer.momentum = momentum
+
+
+def freeze_ranges(model: nn.Module) -> None:
+    """Undo ``follow_ranges``: ranges stay as they are now."""
+    for _, quantizer in named_quantizers(model):
+        quantizer.momentum = None
