@@ -256,11 +256,11 @@ def test_amax_itself_becomes_the_highest_code(amax, num_bits, unsigned):
     ],
 )
 def test_e4m3(x, scale, value):
-    assert arithmetic.quantize_e4m3(torch.tensor(x), torch.tensor(scale)).item() == value
+    assert arithmetic.quantize_float(torch.tensor(x), torch.tensor(scale), (4, 3)).item() == value
 
 
 def test_e4m3_keeps_nan():
-    assert arithmetic.quantize_e4m3(torch.tensor(torch.nan), torch.tensor(1.0)).isnan()
+    assert arithmetic.quantize_float(torch.tensor(torch.nan), torch.tensor(1.0), (4, 3)).isnan()
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from fakequant.arithmetic.grid import (
     maxbound_of,
     range_of,
     range_shape,
+    values_on,
 )
 from fakequant.arithmetic.integers import codes_in, dequantize, integer_bounds, quantize
 from fakequant.arithmetic.learned_ranges import lsq_amax, lsq_gradient_scale, lsq_plus_weight_amax
@@ -96,4 +97,5 @@ __all__ = [
     "scale_from_amax",
     "scaled_binary_codes",
     "ternary_codes",
+    "values_on",
 ]

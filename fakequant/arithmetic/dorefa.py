@@ -29,7 +29,7 @@ def dorefa_squashed(w: Tensor) -> Tensor:
     bent = w.to(torch.float32).tanh()
     if bent.numel() == 0:
         return bent
-    peak = bent.abs().amax()
+    peak = bent.abs().max()
     return bent / torch.where(peak <= DEAD_AMAX, 1.0, peak)
 
 

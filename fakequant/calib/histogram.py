@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fakequant.arithmetic import Axis, kept_axes
+from fakequant.arithmetic.power_of_two import power_of_two
 from fakequant.calib.extremes import as_reducible, finite_extremes, flat_in_memory_order
 from fakequant.errors import CalibrationError, InvalidValueError
 
@@ -142,7 +143,7 @@ class Histogram:
     @property
     def width(self) -> Tensor:
         """Width of a bin in the unit of the data, float64 [rows]."""
-        return _power_of_two(self.exponent).to(torch.float64)
+        return power_of_two(self.exponent).to(torch.float64)
 
 
 def _as_rows(x: Tensor, axis: Axis) -> Tensor:
@@ -163,11 +164,6 @@ def _exponent(amax: Tensor) -> Tensor:
     return exponent.where(amax > 0, MIN_EXPONENT).clamp(min=MIN_EXPONENT)
 
 
-def _power_of_two(exponent: Tensor) -> Tensor:
-    """Return 2**exponent in float32, exact (``torch.pow`` is not), for -126 <= exponent <= 127."""
-    return ((exponent + 127) << 23).to(torch.int32).view(torch.float32)
-
-
 def _count(rows: Tensor, exponent: Tensor) -> Tensor:
     """Return int64 counts [rows, BINS] of finite rows [rows, values].
 
@@ -175,7 +171,7 @@ def _count(rows: Tensor, exponent: Tensor) -> Tensor:
     counts in float32 (so no further than 2**24) and rounds its bin positions.
     """
     num_rows = len(rows)
-    scale = _power_of_two(-exponent).unsqueeze(1)
+    scale = power_of_two(-exponent).unsqueeze(1)
     offset = torch.arange(0, num_rows * BINS, BINS, dtype=torch.int32, device=rows.device).unsqueeze(1)
     counts = torch.zeros(num_rows * BINS, dtype=torch.int64, device=rows.device)
     # A chunk must be worth the walk over all the bins that adding its counts takes.

@@ -3,7 +3,7 @@
 from fakequant.fake_quantize.affine import fake_quantize_affine
 from fakequant.fake_quantize.floats import fake_quantize_float
 from fakequant.fake_quantize.on_grid import fake_quantize_learned, fake_quantize_on
-from fakequant.fake_quantize.straight_through import straight_through
+from fakequant.fake_quantize.ste import straight_through
 from fakequant.fake_quantize.uniform import fake_quantize
 
 __all__ = [

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from fakequant import arithmetic
-from fakequant.fake_quantize.straight_through import straight_through
+from fakequant.fake_quantize.ste import straight_through
 from fakequant.onnx_ops import is_exporting, quantize_dequantize_float
 
 

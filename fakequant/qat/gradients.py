@@ -1,0 +1,78 @@
+"""Gradients of few bits, as DoReFa-Net trains with them.
+
+Zhou et al. 2016 (arXiv:1606.06160), section 2.5: the gradient that comes into a layer's output is
+quantized with noise before the layer computes its own gradients from it, so that they are
+products of few-bit numbers, too.
+"""
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from fakequant.arithmetic import quantize_gradient
+from fakequant.errors import InvalidValueError
+from fakequant.nn.modules.quant_module import QuantMixin
+
+
+class QuantizedGradients:
+    """What ``quantize_gradients`` returns; ``remove()`` ends it."""
+
+    def __init__(self, handles: Iterable[RemovableHandle]) -> None:
+        self._handles = list(handles)
+
+    def remove(self) -> None:
+        """Let gradients of later forward passes be, from now on."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def quantize_gradients(model: nn.Module, num_bits: int) -> QuantizedGradients:
+    """Quantize the gradient that comes into the output of each quantized layer that has weights.
+
+    The forward pass is unchanged. The first axis of an output counts the samples, each of which has
+    its own range. Noise comes from torch's default generator.
+
+    Args:
+        model: a quantized model, trained or to be trained.
+        num_bits: 1 to 16; the paper has 2 to 8.
+
+    Returns:
+        A handle whose ``remove()`` undoes it.
+
+    Raises:
+        InvalidValueError: num_bits out of range; a model without a quantized layer.
+
+    >>> from fakequant.nn.modules.linear import QuantLinear
+    >>> quantize_gradients(QuantLinear(2, 2), num_bits=4).remove()
+    """
+    if not 1 <= num_bits <= 16:
+        raise InvalidValueError(f"num_bits: expected 1 to 16, got {num_bits}")
+    layers = [module for module in model.modules() if isinstance(module, QuantMixin)]
+    if not layers:
+        raise InvalidValueError(f"model: expected quantized layers, got none in {type(model).__name__}")
+    hook = functools.partial(_quantize_output_gradients, num_bits)
+    return QuantizedGradients(layer.register_forward_hook(hook) for layer in layers)
+
+
+def _quantize_output_gradients(num_bits: int, layer: nn.Module, inputs: Any, output: Any) -> None:
+    for tensor in _tensors(output):
+        if tensor.requires_grad:
+            tensor.register_hook(functools.partial(_quantized, num_bits))
+
+
+def _tensors(output: Any) -> Iterable[Tensor]:
+    """Yield the tensors of a layer's output, which may be a nested tuple."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, tuple | list):
+        for item in output:
+            yield from _tensors(item)
+
+
+def _quantized(num_bits: int, grad: Tensor) -> Tensor:
+    noise = torch.rand(grad.shape, device=grad.device) - 0.5
+    return quantize_gradient(grad, num_bits, noise)
