@@ -24,9 +24,16 @@ from fakequant.errors import (
     RecipeError,
     ValidationError,
 )
+from fakequant.integer_state import IntegerState, IntegerTensor, integer_state
 from fakequant.nn import TensorQuantizer
 from fakequant.plan import Plan, plan
-from fakequant.qat import freeze_batchnorm, unfreeze_batchnorm
+from fakequant.qat import (
+    follow_ranges,
+    freeze_batchnorm,
+    freeze_ranges,
+    quantize_gradients,
+    unfreeze_batchnorm,
+)
 from fakequant.quant_modules import deactivate, enable_onnx_export, initialize, patched_torch_nn
 from fakequant.recipe import Grid, Recipe, Rule, preset
 from fakequant.recipe_file import load_recipe, parse_recipe
@@ -47,6 +54,8 @@ __all__ = [
     "ExportError",
     "FakeQuantError",
     "Grid",
+    "IntegerState",
+    "IntegerTensor",
     "InvalidTypeError",
     "InvalidValueError",
     "LayerReport",
@@ -66,9 +75,12 @@ __all__ = [
     "dequantize",
     "enable_onnx_export",
     "export_onnx",
+    "follow_ranges",
     "freeze_batchnorm",
+    "freeze_ranges",
     "initialize",
     "inspect_onnx",
+    "integer_state",
     "load_amax",
     "load_recipe",
     "nn",
@@ -80,6 +92,7 @@ __all__ = [
     "quant_modules",
     "quant_summary",
     "quantize",
+    "quantize_gradients",
     "register_op",
     "retarget",
     "save_amax",

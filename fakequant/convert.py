@@ -18,10 +18,12 @@ from fakequant.descriptor import QuantDescriptor
 from fakequant.errors import InvalidTypeError
 from fakequant.install import install
 from fakequant.nn import QuantInputMixin, QuantMixin, TensorQuantizer, quantized_class_of, registered, why_unreachable
+from fakequant.nn.modules.quant_attention import QuantMultiheadAttention
 from fakequant.nn.modules.transformer import undo_unfuse, unfuse
+from fakequant.nn.registry import is_on_request, weighted
 from fakequant.nn.walk import named_quantizers
 from fakequant.plan import plan
-from fakequant.recipe import Grid, Recipe, Rule, as_recipe
+from fakequant.recipe import NO_RULE, Grid, Recipe, Rule, as_recipe
 from fakequant.retarget import QUANTIZED_FOR
 
 
@@ -63,17 +65,14 @@ def quantize(
         return _quantize_placed(model, as_recipe(recipe), example_inputs, target)
     rules = as_recipe(recipe).for_target(target)
     modules = dict(model.named_modules())
-    rules.check_matches({name: _type_name(m) for name, m in modules.items() if _is_quantizable(m)})
-    inside_attention = {
-        id(child) for m in modules.values() if isinstance(m, nn.MultiheadAttention) for child in m.modules()
-    }
-    weighted = tuple(float_class for float_class, cls in registered() if issubclass(cls, QuantMixin))
+    rules.check_matches({name: _type_name(m) for name, m in modules.items() if _is_matched(name, m, rules)})
+    expected = tuple(weighted())
     layers = []
     with _undone_on_error(model):
         for name, module in modules.items():
-            expected = isinstance(module, weighted)
-            layer = _convert(name, module, rules, id(module) in inside_attention)
-            if layer is not None and (layer.is_quantized or expected):
+            is_expected = isinstance(module, expected)
+            layer = _convert(name, module, rules, modules.get(name.rpartition(".")[0]) if name else None)
+            if layer.is_quantized or is_expected:
                 layers.append(layer)
         _quantizers_to_device(model)
     unfuse(model)
@@ -83,8 +82,11 @@ def quantize(
 def _quantize_placed(model: nn.Module, recipe: Recipe, example_inputs: Any, target: str) -> ConversionReport:
     planned = plan(model, example_inputs, target, recipe)
     with _undone_on_error(model):
+        attentions = [module for module in model.modules() if isinstance(module, QuantMultiheadAttention)]
         unfuse(model, everywhere=True)
         install(model, planned)
+        for module in attentions:
+            _drop_quantizers(module)
         undo_unfuse(model, everywhere=False)
         _quantizers_to_device(model)
     return planned.report
@@ -93,13 +95,17 @@ def _quantize_placed(model: nn.Module, recipe: Recipe, example_inputs: Any, targ
 @contextlib.contextmanager
 def _undone_on_error(model: nn.Module) -> Iterator[None]:
     """Make float again what an error leaves half quantized."""
-    was_float = [module for module in model.modules() if not isinstance(module, QuantInputMixin)]
+    before = [(module, type(module)) for module in model.modules()]
     try:
         yield
     except Exception:
-        for module in was_float:
-            _make_float(module)
+        for module, cls in before:
+            if not issubclass(cls, QuantInputMixin):
+                _make_float(module)
         undo_unfuse(model)
+        for module, cls in before:
+            if issubclass(cls, QuantInputMixin):
+                module.__class__ = cls
         raise
 
 
@@ -148,6 +154,13 @@ def _is_quantizable(module: nn.Module) -> bool:
     return quantized_class_of(type(module)) is not None or any(type(module) is cls for _, cls in registered())
 
 
+def _is_matched(name: str, module: nn.Module, recipe: Recipe) -> bool:
+    """Whether rules can be about a module."""
+    if is_on_request(type(module)):
+        return recipe.decide_on_request(name, type(module).__name__) is not NO_RULE
+    return _is_quantizable(module)
+
+
 def _type_name(module: nn.Module) -> str:
     """Return the class name before conversion."""
     if isinstance(module, QuantInputMixin) and _is_quantizable(module):
@@ -155,18 +168,19 @@ def _type_name(module: nn.Module) -> str:
     return type(module).__name__
 
 
-def _convert(name: str, module: nn.Module, recipe: Recipe, inside_attention: bool) -> LayerReport | None:
-    """Convert one module and say so; None for a module that quantization is not about."""
+def _convert(name: str, module: nn.Module, recipe: Recipe, parent: nn.Module | None) -> LayerReport:
+    """Convert one module and say so; its parent was before it."""
     type_name = _type_name(module)
     if isinstance(module, QuantInputMixin):
         return _as_quantized(name, type_name, module)
-    if inside_attention:
+    if isinstance(parent, nn.MultiheadAttention) and not isinstance(parent, QuantMultiheadAttention):
         return LayerReport(name, type_name, reason="nn.MultiheadAttention reads its weight; its forward never runs")
     quantized_class = quantized_class_of(type(module))
     reason = _why_unknown(module) if quantized_class is None else why_unreachable(module)
     if quantized_class is None or reason:
         return LayerReport(name, type_name, reason=reason)
-    rule = recipe.decide(name, type_name)
+    decide = recipe.decide_on_request if is_on_request(type(module)) else recipe.decide
+    rule = decide(name, type_name)
     if rule.is_float:
         return LayerReport(name, type_name, reason=rule.why_float())
     module.__class__ = quantized_class

@@ -7,6 +7,7 @@ from torch import nn
 
 from fakequant.call_sites import KIND_OF, CallSite, CallSites, PerCall, TensorGraph, hide, intercept, is_owner
 from fakequant.descriptor import QuantDescriptor
+from fakequant.descriptor_fields import UNIFORM
 from fakequant.errors import RecipeError
 from fakequant.nn import QuantInputMixin, TensorQuantizer, quantized_class_of
 from fakequant.nn.modules.quant_module import quantizer_name
@@ -63,7 +64,7 @@ class _Installation:
         quantizer = TensorQuantizer(grids.get(self._plan.target, any_grid))
         for target in targets():
             grid = grids.get(target, any_grid)
-            from_zero = takes_unsigned(target) and key in self._plan.from_zero and not (grid.is_float or grid.learn_amax)
+            from_zero = takes_unsigned(target) and key in self._plan.from_zero and _may_be_unsigned(grid)
             quantizer.grids[target] = grid.replace(unsigned=True) if from_zero else grid
         return quantizer
 
@@ -117,6 +118,11 @@ class _Installation:
                 called.append(child)
         for module in called:
             hide(module)
+
+
+def _may_be_unsigned(grid: QuantDescriptor) -> bool:
+    """Whether levels from 0 are a gain: not where a zero point, a float or a paper's formula has its own way."""
+    return not (grid.is_float or grid.learn_amax or grid.affine) and grid.scheme == UNIFORM
 
 
 def _targets_of_layer(slots: list[Slot]) -> frozenset[str]:

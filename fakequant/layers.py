@@ -5,6 +5,7 @@ from torch import nn
 from fakequant.call_sites import Call, Role
 from fakequant.descriptor import QUANT_DESC_8BIT_PER_TENSOR, QuantDescriptor
 from fakequant.nn import QuantInputMixin, QuantMixin, TensorQuantizer, registered, why_unreachable
+from fakequant.nn.registry import is_on_request
 from fakequant.placement import Decision
 from fakequant.recipe import MATMUL_WEIGHT
 
@@ -26,6 +27,10 @@ class Layers:
         """Return why no quantizer can stand at a call, "" if one can."""
         return why_unreachable(self._modules[call.module])
 
+    def is_on_request(self, call: Call) -> bool:
+        """Whether a call is of a module that stays float unless a rule names its type."""
+        return call.is_module and is_on_request(type(self._modules[call.module]))
+
     def is_disabled(self, call: Call, is_weight: bool) -> bool:
         """Whether the layer has quantizers already, all of them switched off."""
         own = self._own_quantizers(call, is_weight)
@@ -36,12 +41,12 @@ class Layers:
         own = self._own_quantizers(decision.call, decision.is_weight).get(decision.operand_name)
         if own is not None:
             return own.descriptor
-        op = decision.call.op
-        if op is not None and decision.is_weight and decision.operand_name in op.weights:
-            axis = op.weights[decision.operand_name]
-            return QUANT_DESC_8BIT_PER_TENSOR.replace(axis=axis, narrow_range=True)
         type_name = self.type_name(decision.call)
         found = next((cls for float_class, cls in registered() if float_class.__name__ == type_name), None)
+        op = decision.call.op
+        if found is None and op is not None and decision.is_weight and decision.operand_name in op.weights:
+            axis = op.weights[decision.operand_name]
+            return QUANT_DESC_8BIT_PER_TENSOR.replace(axis=axis, narrow_range=True)
         if not decision.is_weight:
             return QUANT_DESC_8BIT_PER_TENSOR if found is None else found.default_quant_desc_input
         if found is not None and issubclass(found, QuantMixin):
@@ -65,4 +70,4 @@ def _is_grouped_transposed(call: Call) -> bool:
 
 
 def _is_function_of(cls: type[nn.Module], call: Call) -> bool:
-    return call.role is Role.WEIGHTED and cls.__name__.lower() == call.kind.replace("_", "")
+    return call.role in (Role.WEIGHTED, Role.RECURRENT) and cls.__name__.lower() == call.kind.replace("_", "")

@@ -8,12 +8,13 @@ from typing import Any
 from torch import nn
 
 from fakequant.batches import model_arguments
-from fakequant.call_sites import Call, TensorGraph, is_owner, record
+from fakequant.call_sites import Call, Role, TensorGraph, is_owner, record
 from fakequant.conversion_report import ConversionReport, EdgeReport, LayerReport
 from fakequant.descriptor import QuantDescriptor
 from fakequant.errors import InvalidValueError
 from fakequant.layers import Layers
-from fakequant.nn import QuantMixin, TensorQuantizer, checked_grid, registered
+from fakequant.nn import TensorQuantizer, checked_grid
+from fakequant.nn.registry import is_on_request, is_seen_through, weighted
 from fakequant.placement import (
     SOFTMAX,
     Decision,
@@ -105,7 +106,12 @@ def plan(model: nn.Module, example_inputs: Any, target: str = "tensorrt", recipe
     target = placement_of(target)
     chosen = as_recipe(recipe)
     _check_is_new(model)
-    graph = record(model, *_arguments(example_inputs))
+    asked = {
+        name
+        for name, module in model.named_modules()
+        if is_on_request(type(module)) and not chosen.decide_on_request(name, type(module).__name__).is_float
+    }
+    graph = record(model, *_arguments(example_inputs), as_one_call=asked)
     layers, groups, positions = Layers(model), Groups(graph), layer_positions(graph)
     found: defaultdict[tuple[str, int], dict[str, _Placed]] = defaultdict(dict)
     for other in (target, *(name for name in targets() if name != target)):
@@ -139,9 +145,14 @@ def _placed(
 ) -> dict[tuple[str, int], _Placed]:
     def rule_of(call: Call) -> Rule:
         name, type_name = call.name, layers.type_name(call)
+        if layers.is_on_request(call):
+            return recipe.decide_on_request(name, type_name)
         return recipe.decide(name, type_name, positions[name]) if is_layer(call) else recipe.decide_op(name, type_name)
 
-    decisions = place(graph, target, lambda call, is_weight: _override(call, is_weight, rule_of(call), layers))
+    def override(call: Call, is_weight: bool) -> Override | None:
+        return _override(call, is_weight, rule_of(call), layers)
+
+    decisions = place(graph, target, override, on_layers_only=recipe.ops is None)
     by_operand: defaultdict[tuple[str, int], list[Decision]] = defaultdict(list)
     for decision in decisions:
         by_operand[decision.call.name, decision.operand].append(decision)
@@ -176,7 +187,8 @@ def _override(call: Call, is_weight: bool, rule: Rule, layers: Layers) -> Overri
         return Override(False, "its quantizer is disabled")
     if (rule.weight if is_weight else rule.input) is None:
         return Override(False, rule.why_float())
-    return Override(True, f"rule {rule.name!r} asks for it") if rule.force else None
+    is_asked_for = rule.force or layers.is_on_request(call)
+    return Override(True, f"rule {rule.name!r} asks for it") if is_asked_for else None
 
 
 def _of_one_operand(calls: list[Decision], rule: Rule, layers: Layers) -> _Placed:
@@ -208,7 +220,8 @@ def _key(decision: Decision, groups: Groups) -> Hashable:
     value = decision.value
     if decision.is_weight and value is not None:
         return ("weight", value.parameter or (decision.call.name, decision.operand))
-    if value is None or decision.amax is not None:
+    # A cell is called for each step, of which there may be more or less than in the example: one range for all.
+    if value is None or decision.amax is not None or decision.call.role is Role.CELL:
         return ("fixed", decision.call.name, decision.operand)
     return ("value", value.index) if decision.own_range else ("group", groups.of(value).index)
 
@@ -226,11 +239,11 @@ def _report(model: nn.Module, slots: tuple[Slot, ...], target: str, layers: Laye
         elif grid is not None:
             layer = dataclasses.replace(layer, reason="", input=grid)
         reports[name] = layer
-    weighted = tuple(float_class for float_class, cls in registered() if issubclass(cls, QuantMixin))
+    expected = tuple(float_class for float_class in weighted() if not is_seen_through(float_class))
     called = {slot.call.module for slot in slots if is_layer(slot.call)}
     read = {value.parameter for slot in slots if is_layer(slot.call) and (value := slot.call.operand(1)) is not None}
     for name, module in model.named_modules():
-        if isinstance(module, weighted) and name not in called and f"{name}.weight".lstrip(".") not in read:
+        if isinstance(module, expected) and name not in called and f"{name}.weight".lstrip(".") not in read:
             reports[name] = LayerReport(name, type(module).__name__, reason="was not called in the example forward")
     first: dict[Hashable, str] = {}
     edges = []

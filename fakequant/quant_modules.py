@@ -5,6 +5,10 @@ models built afterwards are quantized; ``deactivate()`` puts torch's classes bac
 ``patched_torch_nn()`` is the same as a context manager. A name that was imported
 earlier (``from torch.nn import Linear``) and layers inside torch's own modules are out
 of reach of patching: ``fakequant.quantize`` converts an existing model and reports them.
+Recurrent layers are patched like their cells, though presets leave them float: who patches asks for
+quantized ones, and their files are as fast as the float layer's (see ``fakequant.nn.modules.recurrent``).
+Classes that are not quantized by default (a max pool commutes with quantization, norms
+and activations stay float inside) are not patched; custom_quant_modules adds them.
 """
 
 import contextlib
@@ -15,13 +19,10 @@ from torch import nn
 
 from fakequant.errors import InvalidTypeError, InvalidValueError
 from fakequant.nn import registered
+from fakequant.nn.registry import is_by_default
 
 CustomModule: TypeAlias = tuple[Any, str, type[nn.Module]]
 """(object to patch, attribute name, class to put there)"""
-
-# A max pool commutes with quantization, an instance norm stays float inside: the
-# ancestor does not patch them either. custom_quant_modules adds them.
-_NOT_PATCHED = frozenset({f"{family}{d}d" for family in ("MaxPool", "InstanceNorm") for d in (1, 2, 3)})
 
 # What initialize() replaced: (object, name) -> the original. Empty when nothing is patched.
 _replaced: dict[tuple[Any, str], Any] = {}
@@ -100,13 +101,14 @@ def _plan(
     float_module_list: Iterable[str] | None, custom_quant_modules: Iterable[CustomModule] | None
 ) -> dict[tuple[Any, str], type[nn.Module]]:
     """Check everything and return what goes where, before anything is patched."""
-    patched: dict[str, type[nn.Module]] = {
-        float_class.__name__: quantized
+    of_torch = {
+        float_class.__name__: (float_class, quantized)
         for float_class, quantized in registered()
-        if float_class.__name__ not in _NOT_PATCHED and _in_torch_nn(float_class.__name__) is float_class
+        if _in_torch_nn(float_class.__name__) is float_class
     }
+    patched = {name: quantized for name, (float_class, quantized) in of_torch.items() if is_by_default(float_class)}
     left_float = set(float_module_list or ())
-    if unknown := sorted(left_float - set(patched) - _NOT_PATCHED):
+    if unknown := sorted(left_float - set(of_torch)):
         raise InvalidValueError(f"float_module_list: expected names among {sorted(patched)}, got {unknown}")
     plan: dict[tuple[Any, str], type[nn.Module]] = {
         (nn, name): quantized for name, quantized in patched.items() if name not in left_float

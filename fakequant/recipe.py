@@ -14,12 +14,14 @@ import dataclasses
 import enum
 import fnmatch
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 from torch import nn
 
 from fakequant.descriptor import QUANT_DESC_8BIT_PER_TENSOR, QuantDescriptor
 from fakequant.errors import InvalidTypeError, InvalidValueError, RecipeError
-from fakequant.nn import QuantMixin, registered
+from fakequant.nn.modules.recurrent import RUNS_IN_FLOAT, QuantRecurrent
+from fakequant.nn.registry import weighted
 from fakequant.targets import placement_names, placement_of
 
 
@@ -101,7 +103,8 @@ class Rule:
 
 POSITIONS = frozenset({"", "first", "last"})
 
-_NO_RULE = Rule(input=None, weight=None, reason="no rule of the recipe matches it")
+NO_RULE = Rule(input=None, weight=None, reason="no rule of the recipe matches it")
+_NO_OPS = Rule(input=None, weight=None, reason="the recipe is about layers only")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,10 +114,14 @@ class Recipe:
     Args:
         defaults: rules that may match nothing.
         rules: rules of which each must match a layer of the model.
+        ops: what decides about ops without weight (additions, poolings) that no rule is about. None keeps
+            quantizers off them, and lets no layer depend on what is around it: right for ranges that each
+            call brings along and for weights alone, where no code goes from one layer to the next.
     """
 
     defaults: tuple[Rule, ...] = ()
     rules: tuple[Rule, ...] = ()
+    ops: Rule | None = Rule()
 
     def __add__(self, rule: Rule) -> "Recipe":
         """Return the recipe with one more rule."""
@@ -136,12 +143,17 @@ class Recipe:
     def decide(self, name: str, type_name: str, positions: Collection[str] = ()) -> Rule:
         """Return the rule that decides about a layer."""
         matching = [rule for rule in (*self.defaults, *self.rules) if rule.matches(name, type_name, positions)]
-        return matching[-1] if matching else _NO_RULE
+        return matching[-1] if matching else NO_RULE
 
     def decide_op(self, name: str, type_name: str) -> Rule:
-        """Return the rule that decides about an op without weight; without one, it is left to the placement."""
+        """Return the rule that decides about an op without weight."""
         matching = [rule for rule in self.rules if rule.matches(name, type_name)]
-        return matching[-1] if matching else Rule()
+        return matching[-1] if matching else self.ops or _NO_OPS
+
+    def decide_on_request(self, name: str, type_name: str) -> Rule:
+        """Return the rule that decides about a layer that stays float unless a rule names its type."""
+        matching = [rule for rule in self.rules if rule.type != "*" and rule.matches(name, type_name)]
+        return matching[-1] if matching else NO_RULE
 
     def check_matches(self, layers: Mapping[str, str], positions: Mapping[str, Collection[str]] | None = None) -> None:
         """Raise RecipeError for a rule that matches none of the layers {name: float class name}.
@@ -160,32 +172,77 @@ class Recipe:
                 )
 
 
-def _weighted() -> list[tuple[type[nn.Module], type[QuantMixin]]]:
-    return [(float_class, cls) for float_class, cls in registered() if issubclass(cls, QuantMixin)]
-
-
 MATMUL_WEIGHT = QUANT_DESC_8BIT_PER_TENSOR.replace(axis=1, narrow_range=True)
 """Grid of the weight in ``x @ weight``: per output channel, which are its columns."""
 
 _MATMULS = ("matmul", "mm")
+_CONV_TRANSPOSE = Rule(
+    type="ConvTranspose*", input=None, weight=None, reason="a transposed convolution has no kernel for ranges of a call"
+)
+_TENSOR_OF_CALL = QuantDescriptor(8, unsigned=True, affine=True, dynamic=True)
+_TOKENS_OF_CALL = QuantDescriptor(8, axis="tokens", dynamic=True)
+_FP8 = QuantDescriptor((4, 3))
+_INT4_BLOCKS = QuantDescriptor(4, block_size=128, dynamic=True)
+
+
+def _weight_grids() -> dict[str, QuantDescriptor]:
+    """Return the default grid of the weight of each layer, also as a function, by its type."""
+    grids = {float_class.__name__: cls.default_quant_desc_weight for float_class, cls in weighted().items()}
+    return grids | dict.fromkeys(_MATMULS, MATMUL_WEIGHT)
+
+
+def _linear_types() -> set[str]:
+    return {cls.__name__ for cls in weighted() if issubclass(cls, nn.Linear | nn.MultiheadAttention)}
 
 
 def _int8() -> Recipe:
     """8-bit inputs per tensor and weights per channel, of every convolution and linear layer, also as functions."""
-    types = [*(float_class.__name__ for float_class, _ in _weighted()), *_MATMULS]
-    return Recipe(defaults=tuple(Rule(type=type_name) for type_name in types))
+    return Recipe(defaults=tuple(Rule(type=type_name) for type_name in _weight_grids()))
 
 
 def _w4a8() -> Recipe:
     """8-bit inputs, 4-bit weights per channel."""
-    grids = {float_class.__name__: cls.default_quant_desc_weight for float_class, cls in _weighted()}
-    grids |= dict.fromkeys(_MATMULS, MATMUL_WEIGHT)
+    grids = _weight_grids()
     return Recipe(
         defaults=tuple(Rule(type=type_name, weight=grid.replace(num_bits=4)) for type_name, grid in grids.items())
     )
 
 
-_PRESETS: dict[str, Callable[[], Recipe]] = {"int8": _int8, "w4a8": _w4a8}
+def _dynamic() -> Recipe:
+    """8-bit inputs, one range for each call's tensor; 8-bit weights per channel."""
+    grids = _weight_grids()
+    rules = (Rule(type=name, input=_TENSOR_OF_CALL, weight=grid.replace(dynamic=True)) for name, grid in grids.items())
+    return Recipe(defaults=(*rules, _CONV_TRANSPOSE), ops=None)
+
+
+def _dynamic_per_token() -> Recipe:
+    """The same with one range for each vector that a linear layer multiplies."""
+    recipe, linear = _dynamic(), {*_linear_types(), *_MATMULS}
+    rules = (replace(rule, input=_TOKENS_OF_CALL) if rule.type in linear else rule for rule in recipe.defaults)
+    return replace(recipe, defaults=tuple(rules))
+
+
+def _int4() -> Recipe:
+    """Float inputs, 4-bit weights of linear layers in blocks of 128 along the axis that is summed up."""
+    axes = dict.fromkeys(_linear_types(), 1) | dict.fromkeys(_MATMULS, 0)
+    rules = (Rule(type=name, input=None, weight=_INT4_BLOCKS.replace(block_axis=axis)) for name, axis in axes.items())
+    return Recipe(defaults=tuple(rules), ops=None)
+
+
+def _fp8() -> Recipe:
+    """FP8 E4M3: inputs per tensor, weights per channel."""
+    rules = (Rule(type=name, input=_FP8, weight=_FP8.replace(axis=grid.axis)) for name, grid in _weight_grids().items())
+    return Recipe(defaults=tuple(rules), ops=Rule(input=_FP8, weight=_FP8))
+
+
+_PRESETS: dict[str, Callable[[], Recipe]] = {
+    "int8": _int8,
+    "w4a8": _w4a8,
+    "dynamic": _dynamic,
+    "dynamic-per-token": _dynamic_per_token,
+    "int4": _int4,
+    "fp8": _fp8,
+}
 
 
 def as_recipe(recipe: object) -> Recipe:
@@ -203,11 +260,28 @@ def as_recipe(recipe: object) -> Recipe:
 
 
 def preset(name: str) -> Recipe:
-    """Return a recipe by name: ``"int8"``, or ``"w4a8"`` (4-bit weights, 8-bit activations).
+    """Return a recipe by name.
+
+    =====================  ==========================================================================
+    name                   grids
+    =====================  ==========================================================================
+    ``int8``               8-bit inputs per tensor, 8-bit weights per channel
+    ``w4a8``               8-bit inputs per tensor, 4-bit weights per channel
+    ``dynamic``            8-bit inputs, the range from each call's tensor; 8-bit weights per channel
+    ``dynamic-per-token``  the same, of linear layers one range for each vector that they multiply
+    ``int4``               4-bit weights of linear layers in blocks of 128, nothing else
+    ``fp8``                FP8 E4M3 inputs per tensor, FP8 E4M3 weights per channel
+    =====================  ==========================================================================
+
+    The dynamic ones and ``int4`` need no calibration. All leave LSTM, GRU and RNN float, which no target
+    computes in integers; a rule for the type quantizes them.
 
     Raises:
         RecipeError: the name is unknown.
     """
     if name not in _PRESETS:
         raise RecipeError(f"recipe: expected one of {sorted(_PRESETS)}, got {name!r}")
-    return _PRESETS[name]()
+    recipe = _PRESETS[name]()
+    recurrent = (float_class.__name__ for float_class, cls in weighted().items() if issubclass(cls, QuantRecurrent))
+    in_float = (Rule(type=type_name, input=None, weight=None, reason=RUNS_IN_FLOAT) for type_name in recurrent)
+    return replace(recipe, defaults=(*recipe.defaults, *in_float))

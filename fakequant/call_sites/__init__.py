@@ -11,12 +11,13 @@ from fakequant.call_sites.interception import (
     is_owner,
     release,
 )
-from fakequant.call_sites.ops import KIND_OF, Op, Role, op_of
+from fakequant.call_sites.ops import KIND_OF, RECURRENT_ROLES, Op, Role, op_of
 from fakequant.call_sites.recording import record
 from fakequant.call_sites.tensor_graph import Call, TensorGraph, Value
 
 __all__ = [
     "KIND_OF",
+    "RECURRENT_ROLES",
     "TRANSLATIONS",
     "Call",
     "CallSite",

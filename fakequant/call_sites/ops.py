@@ -39,7 +39,14 @@ class Role(enum.Enum):
     SOFTMAX = "softmax"
     CUSTOM = "custom"
     """Registered by a user, who says what is quantized."""
+    RECURRENT = "recurrent"
+    """LSTM, GRU and RNN over a whole sequence, which runtimes compute in float inside."""
+    CELL = "cell"
+    """One step of them: two products with a weight each, of the input and of the hidden state."""
     OTHER = "other"
+
+
+RECURRENT_ROLES = frozenset({Role.RECURRENT, Role.CELL})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +59,7 @@ class Op:
         operands: names of its tensor arguments, in order; ``("tensors",)`` is one list of tensors.
         weight_axis: the output channels of the weight, for WEIGHTED.
         quantized: names of the operands that are quantized, for CUSTOM.
-        weights: {name of an operand that is a weight: its output channels}, for CUSTOM.
+        weights: {name of an operand that is a weight: its output channels}, for CUSTOM, RECURRENT and CELL.
     """
 
     kind: str
@@ -87,6 +94,7 @@ _KINDS: dict[str, tuple[str, ...]] = {
     "cat": ("cat", "concat", "concatenate"),
     "pad": ("pad", "constant_pad_nd"),
     "interpolate": ("interpolate", "upsample", "upsample_nearest"),
+    "rnn": ("rnn_tanh", "rnn_relu"),
     "rsub": ("rsub",),
     "rdiv": ("rdiv", "rtruediv"),
 }
@@ -148,6 +156,8 @@ def _table() -> Iterator[Op]:
     for kind in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout"):
         yield Op(kind, Role.IDENTITY)
     yield Op("softmax", Role.SOFTMAX)
+    for kind in ("lstm", "gru", "rnn"):
+        yield Op(kind, Role.RECURRENT)
     for kind in ("layer_norm", "group_norm", "instance_norm", "rms_norm", "multi_head_attention_forward"):
         yield Op(kind, Role.OTHER)
 

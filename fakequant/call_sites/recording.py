@@ -7,7 +7,7 @@ the way that the example takes. The forward runs in eval mode without gradient.
 import contextlib
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from fakequant.call_sites.tensor_graph import Call, TensorGraph, Value
 from fakequant.nn import QuantInputMixin, QuantMixin, TensorQuantizer, quantized_class_of, registered
 from fakequant.nn.modes import evaluating
 from fakequant.nn.modules.transformer import unfuse
+from fakequant.nn.registry import is_seen_through
 
 _ARGUMENTS = ("dim", "mode", "value", "output_size", "is_causal", "scale", "dropout_p", "min_val", "min")
 """Plain arguments of ops that placement asks for, where they are passed by name or known by position."""
@@ -36,8 +37,22 @@ _POSITIONS = {
 }
 
 
-def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> TensorGraph:
-    """Run a model once and return its tensor graph. The model is left as it was."""
+def record(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    as_one_call: Collection[str] = (),
+) -> TensorGraph:
+    """Run a model once and return its tensor graph. The model is left as it was.
+
+    Args:
+        model: any module.
+        args: of its forward.
+        kwargs: of its forward.
+        as_one_call: names of modules whose call is one op if their class is registered, also where
+            otherwise the functions inside are recorded.
+    """
     recorder = _Recorder(model)
     pytree.tree_map_only(Tensor, recorder.know_input, (args, dict(kwargs or {})))
     with contextlib.ExitStack() as stack:
@@ -45,7 +60,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | 
         stack.enter_context(_state_kept(model))
         stack.enter_context(_without_quantizers(model))
         stack.enter_context(_unfused(model))
-        stack.enter_context(recorder.following(model))
+        stack.enter_context(recorder.following(model, as_one_call))
         stack.enter_context(recorder)
         outputs = model(*args, **dict(kwargs or {}))
     for tensor in _tensors(outputs):
@@ -148,13 +163,13 @@ class _Recorder(TorchFunctionMode):
     # Modules.
 
     @contextlib.contextmanager
-    def following(self, model: nn.Module) -> Iterator[None]:
+    def following(self, model: nn.Module, as_one_call: Collection[str]) -> Iterator[None]:
         """Know at every moment whose forward runs; what hooks do is no part of it."""
         handles = []
         for name, module in model.named_modules():
             if isinstance(module, TensorQuantizer):
                 continue
-            follow = _Following(self, name, _composite(module))
+            follow = _Following(self, name, _composite(module, name in as_one_call))
             # Outside and inside of all hooks that the module has.
             handles += [
                 module.register_forward_pre_hook(follow.called, prepend=True),
@@ -182,6 +197,8 @@ class _Recorder(TorchFunctionMode):
         frame.is_composite = op is not None
         if op is not None:
             frame.arguments = tuple(self.value_of(tensor) for tensor in _tensors(args))
+            if op.role is Role.CELL and len(frame.arguments) == 1:  # without a state it starts from zeros
+                frame.arguments += (self.value_of(torch.empty(0)),)
 
     def end(self, module: nn.Module, op: Op | None, output: Any) -> None:
         """Stop recording; record the call of a module that stands for an op."""
@@ -190,13 +207,10 @@ class _Recorder(TorchFunctionMode):
         made = list(_tensors(output))
         if op is None or not made or any(outer.is_composite for outer in self._frames[:-1]):
             return
-        read = list(frame.arguments)
-        found: list[Value | None] = [read[0] if read else None]
-        if op.role is Role.WEIGHTED:
-            assert isinstance(module.weight, Tensor)
-            weight = self.value_of(module.weight)
-            read.append(weight)
-            found.append(weight)
+        weights = {name: self.value_of(getattr(module, name)) for name in _weights(op)}
+        read = [*frame.arguments, *weights.values()]
+        arguments = iter(frame.arguments)
+        found = [weights.get(name) or next(arguments, None) for name in op.operands]
         self._add(Call(frame.module, op.kind, 0, frame.visit, op, True, tuple(found)), read, made)
 
     def returned(self) -> None:
@@ -225,22 +239,44 @@ class _Following:
         self._recorder.returned()
 
 
-def _composite(module: nn.Module) -> Op | None:
+def _composite(module: nn.Module, is_asked_for: bool) -> Op | None:
     """Return the op that a module with a quantized class stands for; its forward is one call."""
     if isinstance(module, QuantInputMixin):
         float_class: type[nn.Module] | None = next((f for f, q in registered() if type(module) is q), None)
     else:
         float_class = type(module) if quantized_class_of(type(module)) is not None else None
+        if float_class is not None and is_seen_through(float_class) and not is_asked_for:
+            return None
     if float_class is None:
         return None
+    if issubclass(float_class, nn.RNNBase | nn.RNNCellBase):
+        return _recurrent(float_class, module)
     for base in float_class.__mro__:
         known = op_named(_snake_case(base.__name__))
         if known is not None:
             return known
     quantized = quantized_class_of(float_class)
     assert quantized is not None
-    role = Role.WEIGHTED if issubclass(quantized, QuantMixin) else Role.OTHER
-    return Op(float_class.__name__, role, ("input", "weight") if role is Role.WEIGHTED else ("input",))
+    if not issubclass(quantized, QuantMixin):
+        return Op(float_class.__name__, Role.OTHER, quantized.input_names)
+    if quantized.input_names == ("input",):
+        return Op(float_class.__name__, Role.WEIGHTED, ("input", "weight"))
+    inputs = quantized.input_names
+    return Op(float_class.__name__, Role.CUSTOM, (*inputs, "weight"), quantized=inputs, weights={"weight": None})
+
+
+def _weights(op: Op) -> Collection[str]:
+    """Return the names of the operands of a module that are its parameters."""
+    return ("weight",) if op.role is Role.WEIGHTED else op.weights
+
+
+def _recurrent(float_class: type[nn.Module], module: nn.Module) -> Op:
+    """Return the op that a recurrent layer or cell stands for: its operands are its inputs, then all of its weights."""
+    quantized = quantized_class_of(float_class)
+    assert quantized is not None
+    weights = [name for name, _ in module.named_parameters(recurse=False) if name.startswith("weight")]
+    role = Role.CELL if issubclass(float_class, nn.RNNCellBase) else Role.RECURRENT
+    return Op(float_class.__name__, role, (*quantized.input_names, *weights), weights=dict.fromkeys(weights, 0))
 
 
 def _snake_case(class_name: str) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from fakequant.call_sites import TensorGraph
-from fakequant.placement import onnxruntime, tensorrt
+from fakequant.placement import layers_only, onnxruntime, tensorrt
 from fakequant.placement.decision import SOFTMAX, Decision, Override, Overrides
 from fakequant.placement.groups import Groups
 from fakequant.placement.layers import is_layer, layer_positions
@@ -48,10 +48,17 @@ def takes_unsigned(target: str) -> bool:
     return _PLACEMENTS[target].takes_unsigned
 
 
-def place(graph: TensorGraph, target: str, overrides: Overrides) -> list[Decision]:
+def place(graph: TensorGraph, target: str, overrides: Overrides, *, on_layers_only: bool = False) -> list[Decision]:
     """Return the decisions for a target, in order of execution.
+
+    Args:
+        graph: of the example forward.
+        target: for which runtime.
+        overrides: what rules and the model say.
+        on_layers_only: not what the target fuses, but the layers alone; see ``layers_only``.
 
     Raises:
         InvalidValueError: unknown target.
     """
-    return _PLACEMENTS[placement_of(target)].place(graph, overrides)
+    placement = _PLACEMENTS[placement_of(target)]
+    return (layers_only.place if on_layers_only else placement.place)(graph, overrides)

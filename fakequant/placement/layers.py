@@ -1,14 +1,14 @@
 """What is a layer: a call with a weight; and which layers come first and last."""
 
-from fakequant.call_sites import Call, Role, TensorGraph, Value
+from fakequant.call_sites import RECURRENT_ROLES, Call, Role, TensorGraph, Value
 
 
 def is_layer(call: Call) -> bool:
-    """Whether a call multiplies by a weight."""
+    """Whether a call multiplies by a weight, or by several."""
     if call.role is Role.PRODUCT:
         weight = call.operand(1)
         return weight is not None and weight.is_constant
-    return call.role is Role.WEIGHTED
+    return call.role is Role.WEIGHTED or call.role in RECURRENT_ROLES
 
 
 def why_no_layer(call: Call) -> str:

@@ -12,7 +12,8 @@ from fakequant.placement.decision import SOFTMAX, Decision, Overrides
 from fakequant.placement.decisions import Decisions
 from fakequant.placement.fusion import distances, fused_convolution, only_readers
 from fakequant.placement.layers import why_no_layer
-from fakequant.placement.sizes import too_small
+from fakequant.placement.recurrent import decide_recurrent
+from fakequant.placement.sizes import small_product, too_small
 from fakequant.placement.squeeze_excite import Gate, find_gates
 
 
@@ -29,6 +30,7 @@ class _Placement:
     def run(self) -> list[Decision]:
         gates = find_gates(self._graph)
         self._weighted({layer for gate in gates for layer in gate.layers})
+        decide_recurrent(self._graph, self._decisions, small_product)
         for call in self._graph.calls:
             self._decisions.decide_custom(call)
         self._attention()

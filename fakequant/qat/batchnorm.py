@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from fakequant.errors import InvalidValueError
+from fakequant.nn import QuantInputMixin
+
 _Model = TypeVar("_Model", bound=nn.Module)
 
 
@@ -47,10 +50,17 @@ _FROZEN: dict[type[nn.Module], type[_Frozen]] = {
 def freeze_batchnorm(model: _Model) -> _Model:
     """Freeze the statistics of every batch norm of a model, in place, and return it.
 
+    Raises:
+        InvalidValueError: a batch norm whose own input is quantized. Nothing is frozen.
+
     >>> norm = freeze_batchnorm(nn.BatchNorm2d(3)).train()
     >>> norm.training
     False
     """
+    for name, module in model.named_modules():
+        if isinstance(module, QuantInputMixin) and module.float_class in _FROZEN:
+            found = type(module).__name__
+            raise InvalidValueError(f"{name or 'model'}: expected a batch norm without quantizers, got {found}")
     for module in model.modules():
         frozen = _FROZEN.get(type(module))
         if frozen is not None:

@@ -413,9 +413,10 @@ def test_an_encoder_layer_is_given_its_fused_class_back():
     assert (type(encoder), type(encoder.self_attn)) == (nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
 
-def test_an_lstm_is_a_call_that_no_op_is_known_for():
-    graph = record(nn.LSTM(4, 4, batch_first=True), (torch.randn(1, 3, 4),))
-    assert last(graph).op is None
+def test_an_lstm_is_one_call_with_all_of_its_weights():
+    call = last(record(nn.LSTM(4, 4, batch_first=True), (torch.randn(1, 3, 4),)))
+    assert call.op.operands == ("input", "weight_ih_l0", "weight_hh_l0")
+    assert [value.is_activation for value in call.operands] == [True, False, False]
 
 
 def test_a_quantized_layer_is_recorded_as_the_float_one():

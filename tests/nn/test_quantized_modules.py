@@ -1,10 +1,15 @@
-"""One battery for every registered quantized class, each with several constructor variants."""
+"""One battery for every registered quantized class, each with several constructor variants.
+
+Their files: ``python tests/support``.
+"""
 
 import copy
 import dataclasses
 import functools
 import io
+import math
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,18 +23,20 @@ import fakequant
 from fakequant.descriptor import QUANT_DESC_8BIT_PER_TENSOR, QuantDescriptor
 from fakequant.errors import InvalidTypeError, InvalidValueError
 from fakequant.nn import QuantConv1d, QuantConv2d, QuantLinear, QuantMixin, registered
+from fakequant.nn.walk import weights_of_quantizers
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A class, how it is made, and what it is called with."""
+    """A class, how it is made, and what it is called with: an input of a shape, or what ``make_inputs`` returns."""
 
     float_class: type[nn.Module]
     label: str
     args: tuple[Any, ...]
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] = ()
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     call: dict[str, Any] = dataclasses.field(default_factory=dict)
+    make_inputs: Callable[[], tuple[Tensor, ...]] | None = None
 
     @property
     def quantized_class(self) -> Any:
@@ -38,15 +45,14 @@ class Case:
     def quantized(self, **kwargs: Any) -> Any:
         return self.quantized_class(*self.args, **self.kwargs, **kwargs)
 
-    def calibrated(self) -> tuple[Any, Tensor]:
-        """Return a quantized module with fixed ranges that clip a little, and an input."""
-        module, x = self.quantized(), self.input()
-        module.input_quantizer.amax = 0.7 * x.abs().max()
-        if isinstance(module, QuantMixin):
-            axis = module.weight_quantizer.axis
-            others = [i for i in range(module.weight.ndim) if i != axis]
-            module.weight_quantizer.amax = 0.9 * module.weight.detach().abs().amax(others, keepdim=True)
-        return module, x
+    def calibrated(self) -> tuple[Any, tuple[Tensor, ...]]:
+        """Return a quantized module with fixed ranges that clip a little, and inputs."""
+        module, inputs = self.quantized(), self.inputs()
+        fakequant.calibrate(module, [inputs], forward=lambda module, batch: self.run(module, batch), progress=False)
+        weights = weights_of_quantizers(module)
+        for quantizer in quantizers(module):
+            quantizer.amax = quantizer.amax * (0.9 if quantizer in weights else 0.7)
+        return module, inputs
 
     def pair(self) -> tuple[nn.Module, Any]:
         """Return a float module and a quantized one with the same parameters."""
@@ -54,8 +60,18 @@ class Case:
         quantized.load_state_dict(float_module.state_dict())
         return float_module, quantized
 
-    def input(self) -> Tensor:
-        return torch.randn(self.shape)
+    def inputs(self) -> tuple[Tensor, ...]:
+        return self.make_inputs() if self.make_inputs else (torch.randn(self.shape),)
+
+    def run(self, function: Any, inputs: tuple[Tensor, ...]) -> Any:
+        """Call a module, each time with the same random numbers."""
+        torch.manual_seed(1)
+        return function(*inputs, **self.call)
+
+    @property
+    def quantizes_arguments(self) -> bool:
+        """Whether its input quantizers are those of its arguments, not of something that it computes."""
+        return len(self.quantized_class.input_names) <= 2
 
     def __str__(self) -> str:
         return f"{self.float_class.__name__}-{self.label}"
@@ -140,8 +156,86 @@ _LINEAR_CASES = [
     Case(NonDynamicallyQuantizableLinear, "plain", (5, 3), (2, 4, 5)),
     Case(NonDynamicallyQuantizableLinear, "no bias", (5, 3), (4, 5), {"bias": False}),
 ]
+
+
+def _numbers(*shapes: tuple[int, ...]) -> Callable[[], tuple[Tensor, ...]]:
+    return lambda: tuple(torch.randn(shape) for shape in shapes)
+
+
+def _indices(*shape: int, offsets: tuple[int, ...] = (), weighted: bool = False) -> Callable[[], tuple[Tensor, ...]]:
+    def make() -> tuple[Tensor, ...]:
+        made = [torch.arange(math.prod(shape)).remainder(6).reshape(shape)]  # every row
+        made += [torch.tensor(offsets)] if offsets else []
+        return (*made, None, torch.rand(shape)) if weighted else tuple(made)
+
+    return make
+
+
+_BILINEAR_CASES = [
+    Case(nn.Bilinear, "plain", (3, 4, 5), make_inputs=_numbers((2, 3), (2, 4))),
+    Case(nn.Bilinear, "positional", (3, 4, 5, False), make_inputs=_numbers((2, 6, 3), (2, 6, 4))),
+]
+_embedding = functools.partial(Case, nn.Embedding, args=(6, 4), make_inputs=_indices(2, 5))
+_bag = functools.partial(Case, nn.EmbeddingBag, args=(6, 4), make_inputs=_indices(2, 5))
+_EMBEDDING_CASES = [
+    _embedding("plain"),
+    _embedding("padding", kwargs={"padding_idx": -2, "scale_grad_by_freq": True}),
+    _embedding("max_norm", kwargs={"max_norm": 0.5, "norm_type": 1.0}),
+    _embedding("sparse", kwargs={"sparse": True, "max_norm": 1.0}),
+    _bag("plain"),
+    _bag("sum", kwargs={"mode": "sum", "padding_idx": 1, "max_norm": 1.0}),
+    _bag("max", kwargs={"mode": "max"}, make_inputs=_indices(7, offsets=(0, 3))),
+    _bag("weighted", kwargs={"mode": "sum", "sparse": True}, make_inputs=_indices(2, 5, weighted=True)),
+    _bag("last", kwargs={"include_last_offset": True}, make_inputs=_indices(7, offsets=(0, 3, 7))),
+]
+_attention = functools.partial(
+    Case, nn.MultiheadAttention, args=(8, 2), make_inputs=_numbers((5, 2, 8), (6, 2, 8), (6, 2, 8))
+)
+_ATTENTION_CASES = [
+    _attention("plain"),
+    _attention("no weights", call={"need_weights": False}),
+    _attention("self", make_inputs=lambda: (torch.randn(5, 2, 8),) * 3, kwargs={"bias": False}),
+    _attention("kdim", kwargs={"kdim": 3, "vdim": 4}, make_inputs=_numbers((5, 2, 8), (6, 2, 3), (6, 2, 4))),
+    _attention("more keys", kwargs={"add_bias_kv": True, "add_zero_attn": True, "dropout": 0.2}),
+    _attention("batch first", kwargs={"batch_first": True}, make_inputs=_numbers((2, 5, 8), (2, 6, 8), (2, 6, 8))),
+]
+_PLAIN_ACTIVATIONS = """
+    CELU ELU GELU Hardshrink Hardsigmoid Hardswish Hardtanh LeakyReLU LogSigmoid Mish PReLU ReLU ReLU6 SELU SiLU
+    Sigmoid Softplus Softshrink Softsign Tanh Tanhshrink
+"""
+_ACTIVATION_CASES = [
+    *(Case(getattr(nn, name), "plain", (), (2, 4, 3)) for name in _PLAIN_ACTIVATIONS.split()),
+    *(Case(cls, "plain", (1,), (2, 4, 3)) for cls in (nn.GLU, nn.LogSoftmax, nn.Softmax, nn.Softmin)),
+    Case(nn.RReLU, "plain", (0.2, 0.2), (2, 4, 3)),
+    Case(nn.GELU, "tanh", (), (2, 4, 3), {"approximate": "tanh"}),
+    Case(nn.PReLU, "channels", (4,), (2, 4, 3)),
+    Case(nn.Threshold, "plain", (0.1, -1.0), (2, 4, 3)),
+    Case(nn.Softmax2d, "plain", (), (2, 4, 3, 2)),
+]
+_NORM_CASES = [
+    Case(nn.LayerNorm, "plain", (4,), (2, 3, 4)),
+    Case(nn.LayerNorm, "shape", ((3, 4), 1e-3, False), (2, 3, 4)),
+    Case(nn.RMSNorm, "plain", (4,), (2, 3, 4)),
+    Case(nn.GroupNorm, "plain", (2, 4), (2, 4, 3)),
+    Case(nn.LocalResponseNorm, "plain", (2,), (2, 4, 3, 3)),
+    *(Case(getattr(nn, f"BatchNorm{d}d"), "plain", (4,), (3, 4, *[2] * d)) for d in (1, 2, 3)),
+    Case(nn.BatchNorm1d, "no statistics", (4, 1e-3, 0.2, False, False), (3, 4)),
+    Case(nn.SyncBatchNorm, "plain", (4,), (3, 4, 2)),
+]
+_OTHER_POOL_CASES = [
+    *(Case(getattr(nn, f"AdaptiveMaxPool{d}d"), "plain", (2,), (2, 3, *[5] * d)) for d in (1, 2, 3)),
+    *(Case(getattr(nn, f"LPPool{d}d"), "plain", (2.0, 2), (2, 3, *[5] * d)) for d in (1, 2, 3)),
+    *(Case(getattr(nn, f"FractionalMaxPool{d}d"), "plain", (2, 3), (2, 3, *[5] * d)) for d in (2, 3)),
+    Case(nn.AdaptiveMaxPool2d, "indices", (2, True), (2, 3, 5, 5)),
+]
 CASES = [
     *_LINEAR_CASES,
+    *_BILINEAR_CASES,
+    *_EMBEDDING_CASES,
+    *_ATTENTION_CASES,
+    *_ACTIVATION_CASES,
+    *_NORM_CASES,
+    *_OTHER_POOL_CASES,
     *(
         case
         for d in (1, 2, 3)
@@ -149,17 +243,21 @@ CASES = [
         for case in cases(d)
     ),
 ]
+_IN_A_BATTERY_OF_THEIR_OWN = {nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell}
 FIRST = list({case.float_class: case for case in reversed(CASES)}.values())
 WEIGHTED = [case for case in CASES if issubclass(case.quantized_class, QuantMixin)]
 FIRST_WEIGHTED = [case for case in FIRST if case in WEIGHTED]
+WITH_INPUT = [case for case in FIRST if case.quantized_class.input_names]
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_class = pytest.mark.parametrize("case", FIRST, ids=str)
+every_class_with_input = pytest.mark.parametrize("case", WITH_INPUT, ids=str)
 every_weighted_class = pytest.mark.parametrize("case", FIRST_WEIGHTED, ids=str)
 
 
 def test_every_registered_class_is_here() -> None:
-    assert {case.float_class for case in CASES} == {float_class for float_class, _ in registered()}
+    everything = {float_class for float_class, _ in registered()}
+    assert {case.float_class for case in CASES} == everything - _IN_A_BATTERY_OF_THEIR_OWN
 
 
 # What torch's own module does stays as it is.
@@ -170,8 +268,8 @@ def test_quantizers_off_is_bit_identical_to_torch(case):
     float_module, quantized = case.pair()
     for quantizer in quantizers(quantized):
         quantizer.disable()
-    x = case.input()
-    assert_same(quantized(x, **case.call), float_module(x, **case.call))
+    inputs = case.inputs()
+    assert_same(case.run(quantized, inputs), case.run(float_module, inputs))
 
 
 @every_case
@@ -179,8 +277,8 @@ def test_gradients_with_quantizers_off_are_torchs(case):
     float_module, quantized = case.pair()
     for quantizer in quantizers(quantized):
         quantizer.disable_quant()
-    grads = [input_gradient(module, case.input, case.call) for module in (float_module, quantized)]
-    assert torch.equal(*grads)
+    inputs = case.inputs()
+    assert_same(*(gradients(case, module, module, inputs) for module in (quantized, float_module)))
 
 
 @every_case
@@ -210,48 +308,55 @@ def test_unknown_argument_is_torchs_error(case):
 # What is quantized.
 
 
-@every_case
+@pytest.mark.parametrize("case", [case for case in CASES if case.quantizes_arguments], ids=str)
 def test_quantized_forward_is_float_forward_on_the_grid(case):
-    module, x = case.calibrated()
+    module, inputs = case.calibrated()
     expected = case.float_class(*case.args, **case.kwargs)
     expected.load_state_dict(torch_state(module))
     if isinstance(module, QuantMixin):
         put_on_grid(expected.weight, module.weight_quantizer)
-    put_on_grid(x_on_grid := x.clone(), module.input_quantizer)
-    assert_same(module(x, **case.call), expected(x_on_grid, **case.call))
+        expected.max_norm = None  # it was applied when the module was calibrated
+    on_grid = [None if x is None else x.clone() for x in inputs]
+    for x, quantizer in zip(on_grid, module.input_quantizers(), strict=False):
+        put_on_grid(x, quantizer)
+    assert_same(case.run(module, inputs), case.run(expected, tuple(on_grid)))
 
 
-@every_weighted_class
+@pytest.mark.parametrize("case", [case for case in FIRST_WEIGHTED if case.quantizes_arguments], ids=str)
 def test_dynamic_ranges_are_those_of_the_tensors(case):
-    module, x = case.quantized(), case.input()
-    dynamic = module(x, **case.call)
-    for quantizer, tensor in ((module.input_quantizer, x), (module.weight_quantizer, module.weight.detach())):
+    module, inputs = case.quantized(), case.inputs()
+    dynamic = case.run(module, inputs)
+    pairs = [*zip(module.input_quantizers(), inputs, strict=False), (module.weight_quantizer, module.weight.detach())]
+    for quantizer, tensor in pairs:
         others = [i for i in range(tensor.ndim) if quantizer.axis is None or i != quantizer.axis]
         quantizer.amax = tensor.abs().amax(others, keepdim=quantizer.axis is not None)
-    assert torch.equal(dynamic, module(x, **case.call))
+    assert torch.equal(dynamic, case.run(module, inputs))
 
 
-@every_weighted_class
+@pytest.mark.parametrize("case", [case for case in FIRST_WEIGHTED if hasattr(case.quantized(), "bias")], ids=str)
 def test_bias_is_not_quantized(case):
-    module, x = case.calibrated()
-    before = module(x, **case.call)
+    module, inputs = case.calibrated()
+    before = case.run(module, inputs)
     with torch.no_grad():
         module.bias.copy_(torch.full_like(module.bias, 1e-4))
         without = copy.deepcopy(module)
         without.bias.zero_()
-    assert not torch.equal(module(x), without(x)), "1e-4 is far below a step and would vanish"
-    assert before.shape == module(x).shape
+    changed = case.run(module, inputs)
+    assert not torch.equal(changed, case.run(without, inputs)), "1e-4 is far below a step and would vanish"
+    assert before.shape == changed.shape
 
 
 @every_class
 def test_default_input_grid(case):
-    assert case.quantized().input_quantizer.descriptor == QUANT_DESC_8BIT_PER_TENSOR
+    grids = [quantizer.descriptor for quantizer in case.quantized().input_quantizers()]
+    assert grids == [QUANT_DESC_8BIT_PER_TENSOR] * len(case.quantized_class.input_names)
 
 
 @every_weighted_class
 def test_default_weight_grid(case):
     axis = 1 if "Transpose" in case.float_class.__name__ else 0
-    assert case.quantized().weight_quantizer.descriptor == QuantDescriptor(8, axis=axis, narrow_range=True)
+    grids = {quantizer.descriptor for _, quantizer in case.quantized().weight_quantizers()}
+    assert grids == {QuantDescriptor(8, axis=axis, narrow_range=True)}
 
 
 @pytest.mark.parametrize("d", [1, 2, 3])
@@ -261,16 +366,24 @@ def test_transposed_weight_has_a_range_per_channel_of_a_group(d):
     assert module.weight_quantizer.amax.shape == (1, 3, *[1] * d)
 
 
-@every_class
+@every_class_with_input
 def test_input_descriptor_argument(case):
     descriptor = QuantDescriptor(4, unsigned=True)
-    assert case.quantized(quant_desc_input=descriptor).input_quantizer.descriptor == descriptor
+    module = case.quantized(quant_desc_input=descriptor)
+    assert {quantizer.descriptor for quantizer in module.input_quantizers()} == {descriptor}
 
 
 @every_weighted_class
 def test_weight_descriptor_argument(case):
     descriptor = QuantDescriptor(4)
-    assert case.quantized(quant_desc_weight=descriptor).weight_quantizer.descriptor == descriptor
+    module = case.quantized(quant_desc_weight=descriptor)
+    assert {quantizer.descriptor for _, quantizer in module.weight_quantizers()} == {descriptor}
+
+
+@pytest.mark.parametrize("case", [case for case in FIRST if case not in WITH_INPUT], ids=str)
+def test_input_descriptor_needs_an_input(case):
+    with pytest.raises(TypeError, match="quant_desc_input"):
+        case.quantized(quant_desc_input=QuantDescriptor(8))
 
 
 @pytest.mark.parametrize("case", [case for case in FIRST if case not in WEIGHTED], ids=str)
@@ -279,7 +392,7 @@ def test_weight_descriptor_needs_a_weight(case):
         case.quantized(quant_desc_weight=QuantDescriptor(8))
 
 
-@every_class
+@every_class_with_input
 def test_real_quantization_is_refused_inside_a_module(case):
     with pytest.raises(InvalidValueError, match=r"quant_desc_input: expected fake_quant=True"):
         case.quantized(quant_desc_input=QuantDescriptor(fake_quant=False))
@@ -321,8 +434,12 @@ def test_class_default_of_another_type_is_refused(kind):
 @every_case
 def test_state_dict_keys_are_torchs_and_the_ranges(case):
     float_keys = set(case.float_class(*case.args, **case.kwargs).state_dict())
-    ranges = {"_input_quantizer._amax"} | ({"_weight_quantizer._amax"} if case in WEIGHTED else set())
-    assert set(case.quantized().state_dict()) == float_keys | ranges
+    module = case.quantized()
+    tensors = [*module.input_names, *(module.weight_names if case in WEIGHTED else ())]
+    ranges = {f"_{name}_quantizer._amax" for name in tensors}
+    if case.float_class is nn.MultiheadAttention:
+        ranges |= {f"out_proj._{name}_quantizer._amax" for name in ("input", "weight")}
+    assert set(module.state_dict()) == float_keys | ranges
 
 
 @every_class
@@ -344,17 +461,21 @@ def test_float_state_dict_loads_strictly(case):
 )
 @every_class
 def test_a_copy_gives_the_same(case, copied):
-    module, x = case.calibrated()
-    assert_same(copied(module, case)(x), module(x))
+    module, inputs = case.calibrated()
+    assert_same(case.run(copied(module, case), inputs), case.run(module, inputs))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 @every_class
-def test_dtype_of_the_output_is_that_of_the_input(case, dtype):
-    if case.float_class is nn.AvgPool3d and dtype != torch.float64:
-        pytest.skip("torch has no AvgPool3d of this dtype on a CPU")
-    module, x = case.calibrated()
-    assert module.to(dtype)(x.to(dtype)).dtype == dtype
+def test_dtype_of_the_output_is_that_of_the_float_module(case, dtype):
+    module, inputs = case.calibrated()
+    inputs = tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
+    try:
+        expected = first(case.run(case.float_class(*case.args, **case.kwargs).to(dtype), inputs)).dtype
+    except NotImplementedError:
+        pytest.skip("torch has no such module of this dtype on a CPU")
+    assert expected == dtype
+    assert first(case.run(module.to(dtype), inputs)).dtype == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -367,17 +488,16 @@ def test_ranges_stay_float32(case, dtype):
 @every_class
 def test_autocast_gives_torchs_dtype(case):
     float_module, quantized = case.pair()
-    x = case.input()
+    inputs = case.inputs()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert quantized(x).dtype == float_module(x).dtype
+        assert first(case.run(quantized, inputs)).dtype == first(case.run(float_module, inputs)).dtype
 
 
-@every_class
-def test_gradient_checkpointing_gives_the_same_gradient(case):
-    module, x = case.calibrated()
+@pytest.mark.parametrize("case", [case for case in FIRST if case.float_class is not nn.RReLU], ids=str)
+def test_gradient_checkpointing_gives_the_same_gradient(case):  # torch 2.13: that of nn.RReLU differs in float, too
+    module, inputs = case.calibrated()
     checkpointed = functools.partial(checkpoint, module, use_reentrant=False)
-    grads = [input_gradient(function, x.clone, {}) for function in (module, checkpointed)]
-    assert torch.equal(*grads)
+    assert_same(*(gradients(case, module, function, inputs) for function in (module, checkpointed)))
 
 
 @every_class
@@ -385,7 +505,7 @@ def test_forward_hooks_run(case):
     module, calls = case.quantized(), []
     module.register_forward_pre_hook(lambda *_: calls.append("before"))
     module.register_forward_hook(lambda *_: calls.append("after"))
-    module(case.input())
+    case.run(module, case.inputs())
     assert calls == ["before", "after"]
 
 
@@ -397,16 +517,20 @@ def test_dequantize_gives_exactly_the_float_class_back(case):
 @every_case
 def test_dequantized_module_is_bit_identical_to_torch(case):
     float_module, quantized = case.pair()
-    quantized, x = fakequant.dequantize(quantized), case.input()
-    assert_same(quantized(x, **case.call), float_module(x, **case.call))
+    quantized, inputs = fakequant.dequantize(quantized), case.inputs()
+    assert_same(case.run(quantized, inputs), case.run(float_module, inputs))
 
 
 @every_class
 def test_printing_shows_the_quantizers(case):
-    assert "_input_quantizer): TensorQuantizer(8bit fake per-tensor" in repr(case.quantized())
+    lines = repr(case.quantized()).splitlines()
+    assert sum("_quantizer): TensorQuantizer(8bit " in line for line in lines) == len(quantizers(case.quantized()))
 
 
-_FAMILIES = (nn.Conv2d, nn.Linear, nn.ConvTranspose2d, nn.AvgPool2d, nn.InstanceNorm2d)
+_FAMILIES = (
+    *(nn.Conv2d, nn.Linear, nn.ConvTranspose2d, nn.AvgPool2d, nn.InstanceNorm2d, nn.Bilinear, nn.Embedding),
+    *(nn.EmbeddingBag, nn.MultiheadAttention, nn.GELU, nn.LayerNorm, nn.AdaptiveMaxPool2d),
+)
 one_of_each_family = pytest.mark.parametrize("case", [case for case in FIRST if case.float_class in _FAMILIES], ids=str)
 
 
@@ -415,10 +539,11 @@ one_of_each_family = pytest.mark.parametrize("case", [case for case in FIRST if 
 
 @one_of_each_family
 def test_compiled_without_graph_break_gives_the_same(case):
-    module, x = case.calibrated()
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    grads = [input_gradient(function, x.clone, {}) for function in (module, compiled)]
-    assert torch.equal(*grads)
+    module, inputs = case.calibrated()
+    # torch 2.13: aot_eager fails for the gradient of any hardtanh behind a transposed view; inductor does not.
+    backend = "eager" if case.float_class is nn.MultiheadAttention else "aot_eager"
+    compiled = torch.compile(module, fullgraph=True, backend=backend)
+    assert_same(*(gradients(case, module, function, inputs) for function in (module, compiled)))
 
 
 def test_inductor_gives_the_same_within_a_step():
@@ -441,9 +566,9 @@ def test_inductor_gives_the_same_within_a_step():
 
 @one_of_each_family
 def test_torch_export_gives_the_same(case):
-    module, x = case.calibrated()
-    exported = torch.export.export(module.eval(), (x,)).module()
-    assert torch.equal(exported(x), module(x))
+    module, inputs = case.calibrated()
+    exported = torch.export.export(module.eval(), inputs).module()
+    assert_same(case.run(exported, inputs), case.run(module, inputs))
 
 
 # How the battery looks at modules.
@@ -463,7 +588,8 @@ def quantizers(module: nn.Module) -> list[fakequant.TensorQuantizer]:
 def put_on_grid(tensor: Tensor, quantizer: fakequant.TensorQuantizer) -> None:
     """Round a tensor in place to the grid of a calibrated quantizer, by the definition and in NumPy."""
     low = -127 if quantizer.narrow_range else -128
-    scale = quantizer.amax.numpy() / np.float32(127)
+    amax = quantizer.amax.numpy()
+    scale = np.where(amax == 0, np.float32(1), amax / np.float32(127))  # of zeros, such as a padding row
     codes = np.clip(np.rint(tensor.detach().numpy() / scale), low, 127)
     with torch.no_grad():
         tensor.copy_(torch.from_numpy(codes * scale))
@@ -479,18 +605,22 @@ def plain_attributes(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def input_gradient(function: Any, make_input: Any, call: dict[str, Any]) -> Tensor:
-    """Return the gradient of a weighted sum of the output; the same weights and input in every call."""
-    torch.manual_seed(1)
-    x = make_input().requires_grad_()
-    y = function(x, **call)
-    y = y[0] if isinstance(y, tuple) else y
-    (y * torch.randn_like(y)).sum().backward()
-    return x.grad
+def gradients(case: Case, module: nn.Module, function: Any, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """Return the gradients of inputs and parameters from a weighted sum of the output, the same one in every call."""
+    leaves = {id(x): x.clone().requires_grad_() for x in inputs if x is not None and x.is_floating_point()}
+    y = first(case.run(function, tuple(leaves.get(id(x), x) for x in inputs)))
+    tensors = [*leaves.values(), *module.parameters()]
+    found = torch.autograd.grad((y * torch.randn_like(y)).sum(), tensors, allow_unused=True)
+    return [torch.zeros(()) if grad is None else grad.to_dense() for grad in found]
+
+
+def first(outputs: Any) -> Tensor:
+    """Return the output, or the first of several: (values, indices) of a max pool, (output, weights) of attention."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 def assert_same(actual: Any, expected: Any) -> None:
-    """Bit for bit; also for the (values, indices) of a max pool."""
+    """Bit for bit; also for several outputs."""
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 

@@ -1,10 +1,12 @@
+import contextlib
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fakequant
 from fakequant.descriptor import QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW
-from fakequant.errors import InvalidTypeError
+from fakequant.errors import InvalidTypeError, RecipeError
 from fakequant.nn import QuantInputMixin, QuantLinear, QuantMixin, quantized_class_of, register, registered, registry
 from fakequant.nn.modules.quant_module import QuantizedInputForward
 
@@ -23,7 +25,7 @@ class QuantScaled(QuantMixin, Scaled):
         return 3 * nn.functional.linear(self._input_quantizer(input), self._weight_quantizer(self.weight), self.bias)
 
 
-class QuantReLU(QuantizedInputForward, nn.ReLU):
+class QuantPixelShuffle(QuantizedInputForward, nn.PixelShuffle):
     """Two lines are a quantized module."""
 
 
@@ -78,10 +80,10 @@ def test_registered_class_is_calibrated_and_dequantized():
 
 
 def test_class_without_weight_needs_a_rule():
-    register(nn.ReLU)(QuantReLU)
-    model = nn.Sequential(nn.ReLU())
-    fakequant.quantize(model, fakequant.preset("int8") + fakequant.Rule(type="ReLU"))
-    assert type(model[0]) is QuantReLU
+    register(nn.PixelShuffle)(QuantPixelShuffle)
+    model = nn.Sequential(nn.PixelShuffle(2))
+    fakequant.quantize(model, fakequant.preset("int8") + fakequant.Rule(type="PixelShuffle"))
+    assert type(model[0]) is QuantPixelShuffle
 
 
 def test_user_class_with_the_name_of_torchs_is_not_patched_into_torch_nn():
@@ -97,10 +99,43 @@ def test_user_class_with_the_name_of_torchs_is_not_patched_into_torch_nn():
 
 
 def test_new_class_of_torch_is_patched():
-    register(nn.ReLU)(QuantReLU)
+    register(nn.PixelShuffle)(QuantPixelShuffle)
     with fakequant.patched_torch_nn():
-        assert nn.ReLU is QuantReLU
-    assert nn.ReLU is QuantReLU.float_class
+        assert nn.PixelShuffle is QuantPixelShuffle
+    assert nn.PixelShuffle is QuantPixelShuffle.float_class
+
+
+def test_class_that_is_not_by_default_is_not_patched():
+    register(nn.PixelShuffle, by_default=False)(QuantPixelShuffle)
+    with fakequant.patched_torch_nn():
+        assert nn.PixelShuffle is QuantPixelShuffle.float_class
+
+
+def test_weighted_class_that_is_not_by_default_waits_for_a_rule():
+    register(Scaled, by_default=False)(QuantScaled)
+    model = nn.Sequential(Scaled(4, 2), nn.Linear(2, 2))
+    fakequant.quantize(model)
+    assert type(model[0]) is Scaled
+
+
+@pytest.mark.parametrize(
+    ("rule", "quantized"),
+    [
+        (fakequant.Rule(type="PixelShuffle"), True),
+        (fakequant.Rule("0", type="Pixel*"), True),
+        (fakequant.Rule("1", type="Pixel*"), False),
+        (fakequant.Rule("*"), False),
+        (fakequant.Rule(type="PixelShuffle", input=None, weight=None), False),
+    ],
+    ids=["type", "name and type", "another name", "any type", "float"],
+)
+@pytest.mark.parametrize("example", [None, (torch.rand(1, 4, 2, 2),)], ids=["no example", "example"])
+def test_class_on_request_is_quantized_by_rules_that_name_its_type(rule, quantized, example):
+    registry.register_on_request(nn.PixelShuffle)(QuantPixelShuffle)
+    model = nn.Sequential(nn.PixelShuffle(2), nn.PixelShuffle(1), nn.Conv2d(1, 1, 1))
+    with contextlib.suppress(RecipeError):  # a rule that matches nothing
+        fakequant.quantize(model, fakequant.preset("int8") + rule, example_inputs=example)
+    assert (type(model[0]) is QuantPixelShuffle) == quantized
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+import fakequant
+from fakequant.errors import InvalidValueError
 from fakequant.qat import freeze_batchnorm, unfreeze_batchnorm
 
 CLASSES = [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm]
@@ -99,3 +101,11 @@ def test_subclass_with_its_own_forward_is_left_alone():
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
 def test_a_copy_stays_frozen(copied):
     assert not copied(freeze_batchnorm(nn.BatchNorm2d(3))).train().training
+
+
+def test_a_batch_norm_with_a_quantizer_is_refused_by_name():
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2))
+    fakequant.quantize(model, fakequant.preset("int8") + fakequant.Rule("1", type="BatchNorm1d"))
+    with pytest.raises(InvalidValueError, match="1: expected a batch norm without quantizers, got QuantBatchNorm1d"):
+        freeze_batchnorm(model)
+    assert type(model[0]) is nn.BatchNorm1d

@@ -111,11 +111,15 @@ class UnfusedMultiheadAttention(nn.MultiheadAttention):
         if self._qkv_same_embed_dim and query is key and key is value:
             packed = F.linear(query, self.in_proj_weight, self.in_proj_bias)
             return torch.split(packed, self.embed_dim, dim=-1)
-        weights: tuple[Tensor, ...] = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        return self._project_each((query, key, value), self._projection_weights())
+
+    def _projection_weights(self) -> tuple[Tensor, ...]:
         if self._qkv_same_embed_dim:
-            weights = torch.split(self.in_proj_weight, self.embed_dim)
+            return torch.split(self.in_proj_weight, self.embed_dim)
+        return self.q_proj_weight, self.k_proj_weight, self.v_proj_weight
+
+    def _project_each(self, inputs: tuple[Tensor, ...], weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         biases = (None, None, None) if self.in_proj_bias is None else torch.split(self.in_proj_bias, self.embed_dim)
-        inputs = (query, key, value)
         return tuple(F.linear(*arguments) for arguments in zip(inputs, weights, biases, strict=True))
 
     def _to_heads(self, x: Tensor) -> Tensor:
@@ -149,12 +153,18 @@ class UnfusedMultiheadAttention(nn.MultiheadAttention):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         # As in F.multi_head_attention_forward: the scale on the query, the dropout in the returned weights.
-        scores = torch.matmul(q * self.head_dim**-0.5, k.transpose(-2, -1))
+        q, k = self._operand("q", q * self.head_dim**-0.5), self._operand("k", k.transpose(-2, -1))
+        scores = torch.matmul(q, k)
         # Under autocast the mask has the dtype of the input, and the product a smaller one.
         weights = F.softmax(scores if mask is None else scores + mask.to(scores.dtype), dim=-1)
+        weights = self._operand("softmax", weights)
         if self.training and self.dropout > 0.0:
             weights = F.dropout(weights, self.dropout)
-        return torch.matmul(weights, v), weights
+        return torch.matmul(weights, self._operand("v", v)), weights
+
+    def _operand(self, name: str, x: Tensor) -> Tensor:
+        """Return an operand of one of the two products; a subclass may quantize it: "q", "k", "softmax", "v"."""
+        return x
 
 
 def _check_mask(name: str, mask: Tensor, expected: tuple[int, ...]) -> None:

@@ -10,6 +10,7 @@ float model, bit for bit.
 from torch import nn
 
 from fakequant.nn.modules.attention import UnfusedMultiheadAttention, has_only_idle_quantizers
+from fakequant.nn.modules.quant_attention import QuantMultiheadAttention
 from fakequant.nn.modules.tensor_quantizer import TensorQuantizer
 
 
@@ -46,6 +47,9 @@ _UNFUSED: dict[type[nn.Module], type[nn.Module]] = {
     nn.TransformerEncoder: UnfusedTransformerEncoder,
     nn.MultiheadAttention: UnfusedMultiheadAttention,
 }
+_PLACED = {**_UNFUSED, QuantMultiheadAttention: UnfusedMultiheadAttention}
+"""What becomes what where quantizers go to the calls inside."""
+
 _FUSED = {unfused: fused for fused, unfused in _UNFUSED.items()}
 
 
@@ -54,11 +58,13 @@ def unfuse(model: nn.Module, *, everywhere: bool = False) -> None:
 
     Args:
         model: any module.
-        everywhere: also those without quantizers, so that a recorder sees each call inside.
+        everywhere: also those without quantizers, and those with quantizers of their own, so that a recorder
+            sees each call inside.
     """
+    classes = _PLACED if everywhere else _UNFUSED
     for module in model.modules():
-        if type(module) in _UNFUSED and (everywhere or _holds_quantizers(module)):
-            module.__class__ = _UNFUSED[type(module)]
+        if type(module) in classes and (everywhere or _holds_quantizers(module)):
+            module.__class__ = classes[type(module)]
 
 
 def undo_unfuse(model: nn.Module, *, everywhere: bool = True) -> None:
