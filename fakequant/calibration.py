@@ -179,9 +179,7 @@ def calibrate(
     with every_target(model):
         quantizers = {name: q for name, q in named_quantizers(model) if q.is_enabled and q.is_to_calibrate}
         if not quantizers:
-            raise InvalidValueError(
-                "model: expected an enabled quantizer whose range comes from data, got none"
-            )
+            raise InvalidValueError("model: expected an enabled quantizer whose range comes from data, got none")
         owners = weights_of_quantizers(model)
         in_sites = {quantizer for _, site in call_sites(model) for quantizer in site.weight_quantizers}
         # A weight of a functional call is seen where it is used; None stands for "no module to read it from".

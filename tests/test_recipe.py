@@ -134,8 +134,45 @@ def test_w4a8_keeps_the_axis_and_the_narrow_range():
 
 
 def test_unknown_preset_is_an_error():
-    with pytest.raises(RecipeError, match=r"recipe: expected one of \['int8', 'w4a8'\], got 'int4'"):
-        preset("int4")
+    names = "'dynamic', 'dynamic-per-token', 'fp8', 'int4', 'int8', 'w4a8'"
+    with pytest.raises(RecipeError, match=rf"recipe: expected one of \[{names}\], got 'int3'"):
+        preset("int3")
+
+
+@pytest.mark.parametrize("name", ["dynamic", "dynamic-per-token"])
+@pytest.mark.parametrize("type_name", [*(name for name in WEIGHTED if "Transpose" not in name), "matmul", "mm"])
+def test_dynamic_presets_need_no_range(name, type_name):
+    rule = preset(name).decide("x", type_name)
+    assert (rule.input.dynamic, rule.weight.dynamic) == (True, True)
+
+
+@pytest.mark.parametrize(("type_name", "axis"), [("Linear", "tokens"), ("matmul", "tokens"), ("Conv2d", None)])
+def test_tokens_are_of_linear_layers(type_name, axis):
+    assert preset("dynamic-per-token").decide("x", type_name).input.axis == axis
+
+
+@pytest.mark.parametrize(("type_name", "axis"), [("Linear", 1), ("matmul", 0)])
+def test_int4_blocks_lie_along_the_axis_that_is_summed_up(type_name, axis):
+    rule = preset("int4").decide("x", type_name)
+    assert (rule.input, rule.weight) == (
+        None,
+        QuantDescriptor(4, block_size=128, block_axis=axis, dynamic=True),
+    )
+
+
+@pytest.mark.parametrize(("name", "type_name"), [("int4", "Conv2d"), ("dynamic", "ConvTranspose2d")])
+def test_presets_that_leave_layers_float(name, type_name):
+    assert preset(name).decide("x", type_name).is_float
+
+
+def test_fp8_is_on_ops_too():
+    rule = preset("fp8").decide_op("x", "add")
+    assert (rule.input.num_bits, preset("fp8").decide("x", "Conv2d").weight.axis) == ((4, 3), 0)
+
+
+@pytest.mark.parametrize("name", ["dynamic", "int4"])
+def test_ops_are_left_alone_by_what_is_about_layers_only(name):
+    assert preset(name).decide_op("x", "add").is_float
 
 
 def test_rule_that_matches_no_layer_is_named():

@@ -5,6 +5,9 @@ to_onnx           export_onnx: trace, rewrite, write
 exportable        what a model must be before it can be exported
 trace             the graph as torch traces it, with a marker for each quantizer
 torchscript       the same by torch's older exporter, for opsets below 18
+trace_recurrent   recurrent layers while torch traces, packed sequences as padded ones
+recurrent_ops     LSTM, GRU and RNN as ops that both exporters translate
+weights_on_grids  the weights of recurrent layers, as floats on their grids
 tensor_inputs     the inputs of the graph, and their dynamic dimensions
 write             a whole and valid file, or none
 targets           what each runtime wants; one file a target

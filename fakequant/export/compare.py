@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fakequant.errors import InvalidTypeError, InvalidValueError, ValidationError
 from fakequant.export.compare_report import ComparedLayer, CompareReport
-from fakequant.export.cut_graph import Cut, cut_at_quantizers, expose_codes, quantizer_names
+from fakequant.export.cut_graph import QUANTIZES, Cut, cut_at_quantizers, expose_codes, quantizer_names
 from fakequant.export.difference import Difference
 from fakequant.export.graph import QUANTIZER_KEY, constant_of
 from fakequant.export.load import load_model
@@ -82,8 +81,7 @@ def compare(
         graph = ir.load(whole)
         cut_at_quantizers(graph)
         ir.save(graph, cut)
-        given = {cut.given: codes for cut, codes in expected.codes.items()}
-        equal = _run(cut, file, {**expected.feeds, **given}, provider, optimized)
+        equal = _run(cut, file, {**expected.feeds, **expected.codes}, provider, optimized)
     layers = _layers(file, Stretches(graph.graph), cuts, outputs, expected, (equal, accumulated), scales)
     return CompareReport(file, provider, optimized, tolerance, tuple(layers), notes)
 
@@ -107,21 +105,23 @@ def _layers(
 ) -> Iterator[ComparedLayer]:
     """Yield the layers; runs are the one given equal inputs and the accumulated one."""
     check_shapes(file, expected.outputs, [runs[0][name] for name in outputs])
-    names = {name: cut.name for cut in cuts for name in (cut.given, cut.computed)}
-    ends: list[tuple[str, Cut | None, NDArray[Any]]] = [(cut.computed, cut, expected.codes[cut]) for cut in cuts]
+    names = {name: cut.name for cut in cuts for name in (*cut.given, *cut.computed)}
+    ends: list[tuple[str, Cut | None, NDArray[Any]]]
+    ends = [(cut.computed[0], cut, cut.in_steps(expected.codes, cut.given)) for cut in cuts]
     ends += ((name, None, array) for name, array in zip(outputs, expected.outputs, strict=True))
     for end, cut, reference in ends:
-        where, zero_point = f"{file}: {names.get(end, end)}", cut.zero_point if cut else 0
-        equal, accumulated = (_difference(where, reference, run[end], zero_point) for run in runs)
+        where = f"{file}: {names.get(end, end)}"
+        got = (cut.in_steps(run, cut.computed) if cut else run[end] for run in runs)
+        equal, accumulated = (_difference(where, reference, array) for array in got)
         stretch = stretches.to(end)
         scale = scales[cut.quantizer] if cut else None
         yield ComparedLayer(
             name=cut.name if cut else end,
             quantizers=cut.quantizers if cut else (),
             modules=stretch.modules,
-            sources=tuple(names.get(source, source) for source in stretch.sources),
+            sources=tuple(dict.fromkeys(names.get(source, source) for source in stretch.sources)),
             scale=cut.scale if cut else None,
-            torch_scale=None if scale is None else float(scale),
+            torch_scale=None if scale is None or scale.numel() != 1 else float(scale),
             steps=int(equal.largest) if cut else None,
             moved=equal.share if cut else None,
             sqnr_db=equal.sqnr_db,
@@ -130,18 +130,18 @@ def _layers(
         )
 
 
-def _difference(where: str, expected: NDArray[Any], got: NDArray[Any], zero_point: int) -> Difference:
+def _difference(where: str, expected: NDArray[Any], got: NDArray[Any]) -> Difference:
     check_shapes(where, [expected], [got])
     found = Difference()
-    found.add(expected.astype(np.float64) - zero_point, got.astype(np.float64) - zero_point)
+    found.add(expected, got)
     return found
 
 
 def _notes(graph: ir.Graph, cuts: Sequence[Cut], called: Sequence[str]) -> Iterator[str]:
     """Say what is not compared."""
-    aligned = {cut.computed for cut in cuts}
+    aligned = {cut.computed[0] for cut in cuts}
     activations = [
-        node for node in graph.all_nodes() if node.op_type == "QuantizeLinear" and constant_of(node.inputs[0]) is None
+        node for node in graph.all_nodes() if node.op_type in QUANTIZES and constant_of(node.inputs[0]) is None
     ]
     others = [node for node in activations if node.outputs[0].name not in aligned]
     unnamed = [node for node in others if not quantizer_names(node)]

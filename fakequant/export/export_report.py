@@ -6,10 +6,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from fakequant.export.graph import FLOAT_DTYPE_KEY, MODULE_KEY, weight_dequantizers
-from fakequant.export.kernels import WEIGHTED
+from fakequant.export.graph import FLOAT_DTYPE_KEY, MODULE_KEY, constant_of, is_dequantized, weight_dequantizers
+from fakequant.export.kernels import INTEGER_FORMS, RECURRENT, WEIGHTED
 from fakequant.export.rules.float_dtype import FloatDtype
 from fakequant.export.rules.fold_batchnorm import FoldBatchNorm
+from fakequant.export.rules.gather_codes import CODES
+from fakequant.nn.modules.recurrent import RUNS_IN_FLOAT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,7 @@ class ExportReport:
         not_in_file: enabled quantizers of the model that the exported forward never called.
         integer_weights: how many weights are stored as integers.
         folded_batchnorms: how many were folded into weights.
-        float_ops: weighted ops without Q/DQ on both inputs, {node: reason}.
+        float_ops: weighted ops without Q/DQ on both inputs, and recurrent ones, {node: reason}.
         kept_batchnorms: BatchNormalization nodes behind a convolution that stayed, {node: reason}.
         float32_layers: where that is another type, modules with something that stays float32, {module: reason}.
         clamped_constants: modules with a constant that the type does not hold, {module: what became of it}.
@@ -81,7 +83,7 @@ def describe(
         size=size,
         quantizers=tuple(name for name in quantizers if name in called),
         not_in_file=tuple(name for name in quantizers if name not in called),
-        integer_weights=sum(1 for _ in weight_dequantizers(model.graph)),
+        integer_weights=_integer_weights(model.graph),
         folded_batchnorms=sum(fold.folded for fold in folds),
         float_ops=_float_ops(model.graph),
         kept_batchnorms={name: reason for fold in folds for name, reason in fold.skipped.items()},
@@ -90,19 +92,29 @@ def describe(
     )
 
 
+def _integer_weights(graph: ir.Graph) -> int:
+    stored = {weight for _, weight in weight_dequantizers(graph)}
+    tables = (node.inputs[0] for node in graph.all_nodes() if node.op_type == "Gather")
+    stored |= {table for table in tables if table is not None and table.is_initializer() and table.dtype in CODES}
+    return len(
+        stored | {n.inputs[1] for n in graph if n.op_type in INTEGER_FORMS and constant_of(n.inputs[1]) is not None}
+    )
+
+
 def _float_ops(graph: ir.Graph) -> dict[str, str]:
     found = {}
     for node in graph.all_nodes():
-        if node.op_type not in WEIGHTED:
-            continue
-        bare = [i for i in (0, 1) if not _is_dequantized(node.inputs[i])]
-        if bare:
+        reason = _why_float(node)
+        if reason:
             name = f"{node.metadata_props.get(MODULE_KEY, node.name)} ({node.op_type})"
             name = f"{name} {node.name}" if name in found else name
-            found[name] = "no Q/DQ on " + " and ".join(("its data", "its weight or second input")[i] for i in bare)
+            found[name] = reason
     return found
 
 
-def _is_dequantized(value: ir.Value | None) -> bool:
-    producer = None if value is None else value.producer()
-    return producer is not None and producer.op_type == "DequantizeLinear"
+def _why_float(node: ir.Node) -> str:
+    if node.op_type in RECURRENT:
+        return f"{RUNS_IN_FLOAT}; of a quantized layer, the weights are floats on their grids"
+    bare = [i for i in (0, 1) if not is_dequantized(node.inputs[i])] if node.op_type in WEIGHTED else []
+    words = (("its data", "its weight or second input")[i] for i in bare)
+    return f"no Q/DQ on {' and '.join(words)}" if bare else ""

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fakequant.errors import ExportError
+from fakequant.export.targets.accepts import opset_needed
 from fakequant.nn import TensorQuantizer
 from fakequant.nn.walk import named_quantizers, weights_of_quantizers
 from fakequant.onnx_ops import channel_axis
@@ -21,7 +22,7 @@ def check_not_calibrating(model: nn.Module) -> None:
 
 def check_quantizers(quantizers: Mapping[str, TensorQuantizer], opset: int) -> None:
     """Raise ExportError for enabled quantizers without a range, or with a grid that no file of this opset holds."""
-    if unknown := [name for name, quantizer in quantizers.items() if not quantizer.is_calibrated]:
+    if unknown := [name for name, q in quantizers.items() if q.needs_range and not q.is_calibrated]:
         raise ExportError(
             f"{len(unknown)} of {len(quantizers)} quantizers are not calibrated: {', '.join(unknown)}. "
             "Call fakequant.calibrate, or disable() those that should stay float"
@@ -29,21 +30,14 @@ def check_quantizers(quantizers: Mapping[str, TensorQuantizer], opset: int) -> N
     if codes := [name for name, quantizer in quantizers.items() if not quantizer.fake_quant]:
         raise ExportError(f"expected quantizers with fake_quant=True, got codes from {', '.join(codes)}")
     for name, quantizer in quantizers.items():
-        assert quantizer.scale is not None
-        try:
-            channel_axis(quantizer.scale)
-        except ExportError as error:
-            raise ExportError(f"{name}: {error}") from None
-    needed = {name: _opset_of(quantizer.num_bits) for name, quantizer in quantizers.items()}
+        if quantizer.scale is not None and quantizer.descriptor.block_size is None:
+            try:
+                channel_axis(quantizer.scale)
+            except ExportError as error:
+                raise ExportError(f"{name}: {error}") from None
+    needed = {name: opset_needed(quantizer.descriptor) for name, quantizer in quantizers.items()}
     if newer := [f"{name} ({quantizers[name].num_bits} bits: {n})" for name, n in needed.items() if n > opset]:
         raise ExportError(f"opset: expected {max(needed.values())} or later, got {opset}, for {', '.join(newer)}")
-
-
-def _opset_of(num_bits: int | tuple[int, int]) -> int:
-    """Return the first opset whose QuantizeLinear has a type for the codes; 13 is the first with a channel axis."""
-    if isinstance(num_bits, tuple):
-        return 19
-    return 13 if num_bits <= 8 else 21
 
 
 def check_weights(model: nn.Module) -> None:

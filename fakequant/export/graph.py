@@ -1,5 +1,6 @@
 """Reading a Q/DQ graph: the few questions that rules, reports and validation all ask."""
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -40,6 +41,24 @@ def produced_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
     return node if node is not None and node.op_type == op_type and node.domain == "" else None
 
 
+def is_dequantized(value: ir.Value | None) -> bool:
+    """Whether a DequantizeLinear makes a value, or its product with a scale that the graph computes.
+
+    A Max of one operand in between does nothing.
+    """
+    node = None if value is None else value.producer()
+    if node is None or node.op_type not in {"Max", "Mul"}:
+        return node is not None and node.op_type == "DequantizeLinear"
+    inner = produced_by(node.inputs[0], "DequantizeLinear")
+    if inner is None or len(node.inputs) == 1:
+        return inner is not None
+    return QUANTIZER_KEY in inner.metadata_props and _module(inner) == _module(node)
+
+
+def _module(node: ir.Node) -> str:
+    return node.metadata_props.get(MODULE_KEY, "")
+
+
 def only_consumer(value: ir.Value, op_type: str) -> ir.Node | None:
     """Return the single node that reads value if it is one of op_type and value is no graph output."""
     consumers = value.consumers()
@@ -69,6 +88,50 @@ def weight_dequantizers(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Value]]:
             stored = node.inputs[0]
             assert stored is not None
             yield node, stored
+
+
+def table_look_ups(graph: ir.Graph) -> Iterator[tuple[ir.Node, list[ir.Node]]]:
+    """Yield (DequantizeLinear, the Gathers along axis 0 that read it) for every weight whose rows are looked up."""
+    for dequantize, _ in weight_dequantizers(graph):
+        values = dequantize.outputs[0]
+        look_ups = [
+            node
+            for node, index in values.uses()
+            if node.op_type == "Gather" and index == 0 and not node.attributes.get_int("axis", 0)
+        ]
+        if look_ups:
+            yield dequantize, look_ups
+
+
+def dequantized_weight(dequantize: ir.Node) -> ir.LazyTensor | None:
+    """Return the values of a weight stored as codes; None if its scale is not constant, or one a block.
+
+    Lazy: one weight after the other is in memory as floats, while the file is written.
+    """
+    codes, scale = constant_of(dequantize.inputs[0]), constant_of(dequantize.inputs[1])
+    if codes is None or scale is None or "block_size" in dequantize.attributes:
+        return None
+    zero_point = constant_of(dequantize.inputs[2]) if len(dequantize.inputs) > 2 else None
+    axis = axis_of(dequantize, scale)
+    zeros = np.zeros((), codes.dtype) if zero_point is None else along_axis(zero_point, axis, codes.ndim)
+    values = functools.partial(_values, codes, along_axis(scale, axis, codes.ndim), zeros)
+    return ir.LazyTensor(values, ir.DataType.from_numpy(scale.dtype), ir.Shape(codes.shape))
+
+
+def _values(
+    codes: NDArray[np.generic], scale: NDArray[np.generic], zero_point: NDArray[np.generic]
+) -> ir.TensorProtocol:
+    return ir.tensor((codes.astype(scale.dtype) - zero_point.astype(scale.dtype)) * scale)
+
+
+def remove_unread(graph: ir.Graph, node: ir.Node) -> None:
+    """Remove a node unless one of the graph reads it; torch leaves readers in graphs that are no part of it."""
+    values, nodes = node.outputs[0], set(graph.all_nodes())
+    if values.is_graph_output() or any(reader in nodes for reader in values.consumers()):
+        return
+    for reader, index in tuple(values.uses()):
+        reader.replace_input_with(index, None)
+    graph.remove(node, safe=True)
 
 
 def new_initializer(

@@ -55,7 +55,8 @@ class InspectReport:
 
     Args:
         path: the file.
-        ops: convolutions, products, Add, Mul, Concat, pools, ReduceMean, Softmax and Sigmoid, in order of the file.
+        ops: convolutions, products, recurrent layers, Add, Mul, Concat, pools, ReduceMean, Softmax and Sigmoid, in
+            order of the file.
     """
 
     path: Path

@@ -28,6 +28,9 @@ def _kernels(integer: Collection[str] = (), floating: Collection[str] = (), eith
     return Kernels(frozenset(integer), frozenset(either), frozenset(floating))
 
 
+RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
+"""Op types of recurrent layers, which no runtime computes in integers."""
+
 KERNELS = {
     "Conv": _kernels({"ConvInteger", "QLinearConv"}, {"Conv", "FusedConv", "NhwcFusedConv"}),
     "ConvTranspose": _kernels((), {"ConvTranspose"}),
@@ -46,8 +49,14 @@ KERNELS = {
     "ReduceMean": _kernels((), {"ReduceMean"}),
     "Softmax": _kernels({"QLinearSoftmax"}, {"Softmax"}),
     "Sigmoid": _kernels({"QLinearSigmoid"}, {"Sigmoid"}),
+    **{op_type: _kernels((), {op_type}) for op_type in sorted(RECURRENT)},
 }
 """Op types that are looked at, each with its kernels."""
+
+INTEGER_FORMS = {"ConvInteger": {"ConvInteger"}, "MatMulInteger": {"DynamicQuantizeMatMul", "MatMulIntegerToFloat"}}
+"""Op types of ONNX that are integer products as written, and what they become besides themselves."""
+
+KERNELS |= {op_type: _kernels({op_type, *fused}) for op_type, fused in INTEGER_FORMS.items()}
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Op types with a weight, or two operands that are multiplied and summed up."""

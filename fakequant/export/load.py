@@ -126,9 +126,15 @@ def _check_readable(tensor: ir.TensorProtocol, file: Path) -> None:
 def _flattened(model: ir.Model, file: Path) -> ir.Model:
     try:
         flat = InlinePass()(model).model
-        return ShapeInferencePass(strict_mode=False, check_type=False)(flat).model
+        untyped = [value for node in flat.graph.all_nodes() for value in node.outputs if value.type is None]
+        untyped += [value for graph in flat.graph.subgraphs() for value in graph.inputs if value.type is None]
+        inferred = ShapeInferencePass(strict_mode=False, check_type=False)(flat).model
     except Exception as error:  # onnx_ir raises its own types, unrelated to each other
         raise ValidationError(f"{file}: expected functions that can be inlined, got: {error}") from error
+    for value in untyped:
+        if value.shape is None:  # onnx_ir 1.1 takes a sequence of tensors for one tensor
+            value.type = None
+    return inferred
 
 
 def _nodes(model: ir.Model) -> Iterator[ir.Node]:

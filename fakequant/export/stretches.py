@@ -11,7 +11,7 @@ from fakequant.export.graph import MODULE_KEY
 _SHAPES = frozenset({"Shape", "Size"})
 """Ops that read no numbers."""
 
-_SILENT = frozenset({"Cast", "Constant", "DequantizeLinear", "QuantizeLinear"})
+_SILENT = frozenset({"Cast", "Constant", "DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
 """Ops that are no module's own."""
 
 

@@ -23,8 +23,12 @@ from fakequant.export.rules.float_weights import FloatWeights
 from fakequant.export.rules.merge_quantizers import MergeQuantizers
 from fakequant.export.rules.name_nodes import NameNodes
 from fakequant.export.rules.name_scales import NameScales
+from fakequant.export.rules.recurrent_weights import RecurrentWeights
+from fakequant.export.rules.split_constants import SplitConstants
 from fakequant.export.targets import Target, target_named
+from fakequant.export.targets.accepts import check_accepted, opset_needed
 from fakequant.export.trace import trace
+from fakequant.export.weights_on_grids import weights_on_grids
 from fakequant.export.write import write
 from fakequant.nn.walk import named_quantizers
 from fakequant.retarget import targeted
@@ -72,7 +76,8 @@ def export_onnx(
         target: ``"tensorrt"``, ``"tensorrt-ep"``, ``"onnxruntime"`` or ``"onnxruntime-cuda"``.
         weights: ``"int8"`` stores codes with a DQ only (a quarter of the size; TensorRT 10 and
             later, ONNX Runtime); ``"float"`` stores floats with Q and DQ (TensorRT 8 and 9).
-        opset: 13 to 21; by default the target's. Below 18 torch's TorchScript exporter traces the model.
+        opset: 13 to 21; by default the target's, or the first that holds every grid. Below 18 torch's
+            TorchScript exporter traces the model.
         dynamic_shapes: as for torch.export, such as ``({0: torch.export.Dim("batch")},)``.
         input_names: of the graph.
         output_names: of the graph.
@@ -87,8 +92,8 @@ def export_onnx(
         What the file holds: quantizers, folded layers, and what is not in it and why.
 
     Raises:
-        ExportError: an enabled quantizer is not calibrated or still collects (all are named), or the opset
-            has no type for its codes; a quantized weight is not float32; there is no such folder; torch
+        ExportError: an enabled quantizer is not calibrated or still collects (all are named), or the opset or
+            the target does not hold its grid; a quantized weight is not float32; there is no such folder; torch
             cannot export the model; the checker refuses the result. No file is written.
         InvalidValueError: unknown target, weights, opset or float_dtype, or a float_dtype that the target or
             opset has not.
@@ -96,29 +101,36 @@ def export_onnx(
     """
     chosen, file = target_named(target), Path(path)
     _check_arguments(model, args, weights, opset)
-    version = opset or chosen.default_opset
-    floats = float_rewrites(float_dtype, target, version)
     with targeted(model, target):
         quantizers = {name: quantizer for name, quantizer in named_quantizers(model) if quantizer.is_enabled}
+        needed = (opset_needed(quantizer.descriptor) for quantizer in quantizers.values())
+        version = opset or max([chosen.default_opset, *needed])
+        floats = float_rewrites(float_dtype, target, version)
         check_not_calibrating(model)
         check_quantizers(quantizers, version)
         check_weights(model)
         if not file.parent.is_dir() or file.is_dir():
             raise ExportError(f"path: expected a file in an existing folder, got {file}")
-        graph = trace(
-            model,
-            args,
-            quantizers,
-            opset=version,
-            dynamic_shapes=dynamic_shapes,
-            input_names=input_names,
-            output_names=output_names,
-        )
+        with weights_on_grids(model, quantizers) as stored:
+            graph = trace(
+                model,
+                args,
+                quantizers,
+                opset=version,
+                dynamic_shapes=dynamic_shapes,
+                input_names=input_names,
+                output_names=output_names,
+            )
         traced = tuple(graph.graph.initializers.values())
         NameNodes()(graph)
         called = {node.attributes["name"].as_string() for node in graph.graph.all_nodes() if node.domain == DOMAIN}
+        called |= stored
         graph = optimizer.optimize(graph)
-        ExpandQuantizers(quantizers)(graph)
+        SplitConstants()(graph)
+        expansion = ExpandQuantizers(quantizers)
+        check_accepted(target, expansion.uses(graph))
+        expansion(graph)
+        RecurrentWeights(stored)(graph)
     rewrites = _rewrite(graph, chosen, weights, floats)
     size = write(graph, file)
     report = describe(graph, file, size, chosen.name, rewrites, quantizers, called)

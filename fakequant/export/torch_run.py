@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fakequant.arithmetic import Codes
 from fakequant.batches import model_arguments
 from fakequant.errors import InvalidTypeError, InvalidValueError, ValidationError
 from fakequant.export.cut_graph import Cut
@@ -33,13 +34,13 @@ class TorchRun:
     Args:
         feeds: the inputs of the file, in its types.
         outputs: of the model.
-        codes: what the quantizer of each cut gave, in the type of the file's codes.
+        codes: what the quantizer of each cut gave, in the type of the file's codes, by the names of ``Cut.given``.
         called: names of the enabled quantizers that the model called, in order.
     """
 
     feeds: dict[str, NDArray[Any]]
     outputs: tuple[NDArray[Any], ...]
-    codes: dict[Cut, NDArray[Any]]
+    codes: dict[str, NDArray[Any]]
     called: tuple[str, ...]
 
 
@@ -62,7 +63,7 @@ class TorchSide:
     ) -> None:
         self._file = file
         self._target = exported.metadata_props.get(TARGET_KEY)
-        given = {cut.given for cut in cuts}
+        given = {name for cut in cuts for name in cut.given}
         inputs_of_file = (v for v in exported.graph.inputs if not v.is_initializer() and v.name not in given)
         self._types = {str(value.name): value.dtype for value in inputs_of_file}
         self._cuts = cuts
@@ -102,7 +103,7 @@ class TorchSide:
             raise InvalidTypeError(f"{error}. Pass inputs=lambda batch: (...)") from None
         with _recording(model, self._cuts) as (codes, calls):
             outputs = model(*args, **kwargs)
-        if missing := [cut.name for cut in self._cuts if cut not in codes]:
+        if missing := [cut.name for cut in self._cuts if cut.given[0] not in codes]:
             raise ValidationError(
                 f"{self._file}: expected the model to call every quantizer as in the file, got no "
                 f"{', '.join(missing)}. {_SAME}"
@@ -132,27 +133,24 @@ def check_shapes(where: object, expected: Sequence[NDArray[Any]], got: Sequence[
 
 
 @contextlib.contextmanager
-def _recording(model: nn.Module, cuts: Iterable[Cut]) -> Iterator[tuple[dict[Cut, NDArray[Any]], Counter[str]]]:
+def _recording(model: nn.Module, cuts: Iterable[Cut]) -> Iterator[tuple[dict[str, NDArray[Any]], Counter[str]]]:
     """Record the codes at the cuts, and count the calls of every quantizer."""
-    codes: dict[Cut, NDArray[Any]] = {}
+    codes: dict[str, NDArray[Any]] = {}
     calls: Counter[str] = Counter()
     wanted: defaultdict[tuple[str, int], list[Cut]] = defaultdict(list)
     for cut in cuts:
         wanted[cut.quantizer, cut.call].append(cut)
 
-    def record(name: str, quantizer: TensorQuantizer, output: Tensor) -> None:
+    def record(name: str, quantizer: TensorQuantizer, tensor: Tensor) -> None:
         here = wanted.get((name, calls[name]), [])
         calls[name] += 1
-        scale = quantizer.scale
         for cut in here:
-            if scale is None or not quantizer.is_enabled:
+            if not quantizer.is_enabled or (quantizer.needs_range and not quantizer.is_calibrated):
                 raise ValidationError(f"{name}: expected it calibrated and enabled as in the file, got {quantizer}")
-            # Exact: output is code * scale, and a quotient within half a step rounds to the code.
-            given = _array(output.to(torch.float32).div(scale).round_())
-            codes[cut] = np.asarray(given + cut.zero_point, cut.dtype)  # asarray: a sum of 0-d arrays is no array
+            codes.update(zip(cut.given, _as_in_file(cut, quantizer.codes_of(tensor)), strict=True))
 
     hooks = [
-        quantizer.register_forward_hook(lambda module, _, output, name=name: record(name, module, output))
+        quantizer.register_forward_hook(lambda module, args, _, name=name: record(name, module, args[0]))
         for name, quantizer in named_quantizers(model)
     ]
     try:
@@ -160,6 +158,17 @@ def _recording(model: nn.Module, cuts: Iterable[Cut]) -> Iterator[tuple[dict[Cut
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _as_in_file(cut: Cut, found: Codes) -> Iterator[NDArray[Any]]:
+    """Yield the codes, and scale and zero point where the file computes them."""
+    zeros = np.zeros(()) if found.zero_point is None else _array(found.zero_point)
+    shift = 0 if cut.zero_point is None else cut.zero_point - zeros
+    yield np.asarray(_array(found.codes) + shift, cut.dtype)  # asarray: a sum of 0-d arrays is no array
+    if cut.scale is None:
+        yield _array(found.scale)
+    if cut.zero_point is None:
+        yield zeros.astype(cut.dtype)
 
 
 def _arrays(leaves: Iterable[Any]) -> list[NDArray[Any]]:

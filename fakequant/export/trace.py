@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from fakequant.call_sites import TRANSLATIONS
 from fakequant.errors import ExportError
 from fakequant.export.graph import DOMAIN, MARKER
+from fakequant.export.recurrent_ops import TRANSLATION
 from fakequant.export.tensor_inputs import check_dynamic, tensor_inputs
 from fakequant.export.torchscript import trace_torchscript, warn_of_sizes
+from fakequant.export.trace_recurrent import recurrent_layers
 from fakequant.nn import TensorQuantizer
 from fakequant.nn.modes import evaluating
 from fakequant.nn.walk import named_quantizers
@@ -87,7 +89,12 @@ def trace(
         raise ExportError(f"input_names: expected at most {len(inputs)} ({known}), got {len(input_names or ())}")
     names = input_names, output_names
     # torch warns about its own internals here; what matters to the user is checked by export_onnx.
-    with evaluating(model), _marked(model, quantizers), warnings.catch_warnings(record=True) as caught:
+    with (
+        evaluating(model),
+        _marked(model, quantizers),
+        recurrent_layers(model, args),
+        warnings.catch_warnings(record=True) as caught,
+    ):
         warnings.simplefilter("always")
         try:
             if opset < _FIRST_OF_TORCH_EXPORT:
@@ -122,7 +129,7 @@ def _trace_torch_export(
         dynamic_shapes=dynamic_shapes,  # type: ignore[arg-type]
         input_names=input_names,
         output_names=output_names,
-        custom_translation_table={**TRANSLATIONS, torch.ops.fakequant.quantizer.default: _marker},
+        custom_translation_table={**TRANSLATIONS, **TRANSLATION, torch.ops.fakequant.quantizer.default: _marker},
         optimize=False,
         verbose=False,
     )

@@ -21,8 +21,8 @@ from fakequant.errors import ValidationError
 from fakequant.export.cut_graph import cut_at_quantizers
 from fakequant.export.difference import Difference
 from fakequant.export.engine_layers import EngineLayer
-from fakequant.export.graph import produced_by
-from fakequant.export.kernels import WEIGHTED
+from fakequant.export.graph import is_dequantized
+from fakequant.export.kernels import INTEGER_FORMS, WEIGHTED
 from fakequant.export.load import load_model
 from fakequant.export.open_session import open_session
 from fakequant.export.runtime import Fallback, Session
@@ -78,7 +78,7 @@ class Comparison:
                 self._agreeing += int(agree.sum())
 
     def add_codes(self, quantizer: str, expected: NDArray[Any], got: NDArray[Any]) -> None:
-        """Take in the codes of one quantizer's call."""
+        """Take in the codes of one quantizer's call, in steps from 0."""
         before = self._codes.largest
         self._codes.add(expected, got)
         if not self.worst_quantizer or self._codes.largest > before:
@@ -105,7 +105,7 @@ class ValidationReport:
         simulated: without graph optimizations: Q and DQ as written; for ``"tensorrt"`` on the CPU.
         optimized: with them: integer kernels where there are any. For ``"tensorrt"`` end to end only:
             a file cut at its quantizers is no network that it would build.
-        quantized_ops: convolutions, Gemms and MatMuls with Q/DQ on both inputs.
+        quantized_ops: convolutions, Gemms and MatMuls with Q/DQ on the weight or second operand, or of integers.
         integer_ops: how many of them ran as integer kernels in the optimized graph; None if the provider
             does not say.
         fallbacks: what ran on the CPU in place of the provider.
@@ -180,12 +180,12 @@ def validate_onnx(
                 got = list(session.run(expected.feeds).values())
                 check_shapes(file, expected.outputs, got)
                 comparisons[optimized].add_outputs(expected.outputs, got)
-            given = {cut.given: codes for cut, codes in expected.codes.items()}
             for optimized, session in cut_runs.items():
-                computed = session.run({**expected.feeds, **given})
-                for cut, codes in expected.codes.items():
-                    check_shapes(f"{file}: {cut.name}", [codes], [computed[cut.computed]])
-                    comparisons[optimized].add_codes(cut.quantizer, codes, computed[cut.computed])
+                computed = session.run({**expected.feeds, **expected.codes})
+                for cut in cuts:
+                    steps = cut.in_steps(expected.codes, cut.given), cut.in_steps(computed, cut.computed)
+                    check_shapes(f"{file}: {cut.name}", [steps[0]], [steps[1]])
+                    comparisons[optimized].add_codes(cut.quantizer, *steps)
             done += 1
     if not done:
         raise ValidationError("data: expected at least one batch, got none")
@@ -204,7 +204,9 @@ def validate_onnx(
 
 
 def _is_quantized(node: ir.Node) -> bool:
-    return node.op_type in WEIGHTED and all(produced_by(value, "DequantizeLinear") for value in node.inputs[:2])
+    if node.op_type in INTEGER_FORMS:
+        return True
+    return node.op_type in WEIGHTED and is_dequantized(node.inputs[1])
 
 
 def _cut_sessions(cut: ir.Model, path: Path, provider: str) -> dict[bool, Session]:

@@ -84,7 +84,8 @@ def files(folder: Path, model: nn.Module, x: torch.Tensor) -> dict[str, Path]:
     return paths
 
 
-def _runs(path: Path, x: torch.Tensor) -> Callable[[], object]:
+def runs(path: Path, x: torch.Tensor) -> Callable[[], object]:
+    """Return what runs a file on a batch."""
     session = Session(path, num_threads=_THREADS)
     feeds = {next(iter(session.inputs)): x.numpy()}
     return lambda: session.run(feeds)
@@ -128,7 +129,7 @@ def main() -> None:
             floats, _ = model_and_input(name, batch)
             with tempfile.TemporaryDirectory() as folder:
                 paths = files(Path(folder), model, x)
-                work = {kind: _runs(path, x) for kind, path in paths.items()}
+                work = {kind: runs(path, x) for kind, path in paths.items()}
                 work["eager torch"] = _eager(floats, x)
                 print_ratios(f"{name}, batch {batch}", work, rounds=31, settle=0.05)
     if len(chosen) > 1:

@@ -45,8 +45,8 @@ def load(text: str) -> ir.Model:
 
 def test_every_activation_is_a_cut_in_order(model):
     assert [(c.name, c.call, c.given, c.computed) for c in cut_at_quantizers(model)] == [
-        ("a", 0, "q1.given", "q1"),
-        ("a (call 2)", 1, "q2.given", "q2"),
+        ("a", 0, ("q1.given",), ("q1",)),
+        ("a (call 2)", 1, ("q2.given",), ("q2",)),
     ]
 
 
@@ -187,3 +187,50 @@ def test_the_nodes_of_a_quantizer_are_no_module(fork):
     next(n for n in fork.graph if n.op_type == "Neg").metadata_props[MODULE_KEY] = "a"
     assert "a" not in Stretches(fork.graph).to("y").modules
     assert "(Neg)" not in Stretches(fork.graph).to("y").modules
+
+
+DYNAMIC = """
+<ir_version: 10, opset_import: ["" : 19]>
+agraph (float[4] x) => (float[4] y)
+{
+    q1, s, z = DynamicQuantizeLinear(x)
+    y = DequantizeLinear(q1, s, z)
+}
+"""
+
+
+def test_a_dynamic_quantizer_is_cut_with_its_scale_and_zero_point():
+    graph = load(DYNAMIC)
+    (cut,) = cut_at_quantizers(graph)
+    assert (cut.scale, cut.zero_point, cut.computed) == (None, None, ("q1", "s", "z"))
+    session = onnxruntime.InferenceSession(ir.to_proto(graph).SerializeToString(), providers=["CPUExecutionProvider"])
+    given = {"q1.given": np.arange(4, dtype=np.uint8), "s.given": np.array(0.5, np.float32)}
+    given["z.given"] = np.array(2, np.uint8)
+    y, scale = session.run(["y", "s"], {"x": np.array([0, 1, 2, 510], np.float32), **given})
+    assert (y.tolist(), scale.item()) == ([-1.0, -0.5, 0.0, 0.5], 2.0)
+
+
+def test_steps_count_from_the_zero_point_that_was_computed():
+    (cut,) = expose_codes(load(DYNAMIC))
+    arrays = {"q1": np.array([3, 5], np.uint8), "s": np.float32(0.5), "z": np.uint8(4)}
+    assert cut.in_steps(arrays, cut.computed).tolist() == [-1, 1]
+
+
+def test_a_division_by_a_computed_scale_is_cut_behind_it():
+    graph = load("""
+        <ir_version: 10, opset_import: ["" : 19]>
+        agraph (float[2, 2] x, float[2, 1] r) => (float[2, 2] y)
+        <float s = {1.0}, uint8 z = {128}>
+        {
+            rows = Neg(r)
+            n = Div(x, rows)
+            q1 = QuantizeLinear(n, s, z)
+            d = DequantizeLinear(q1, s, z)
+            y = Mul(d, rows)
+        }
+    """)
+    next(node for node in graph.graph if node.op_type == "Div").metadata_props[MODULE_KEY] = "a"
+    (cut,) = cut_at_quantizers(graph)
+    assert (cut.scale, cut.zero_point, cut.computed) == (None, 128, ("q1", "rows"))
+    readers = {node.op_type: [value.name for value in node.inputs] for node in graph.graph}
+    assert (readers["Div"], readers["Mul"]) == (["x", "rows"], ["d", "rows.given"])

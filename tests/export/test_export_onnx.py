@@ -264,7 +264,7 @@ def test_inputs_and_outputs_are_named(export, model, shape):
 )
 def test_activations_of_other_widths(export, descriptor, opset, dtype):
     recipe = fq.Recipe() + fq.Rule(input=descriptor.replace(amax=1.5))
-    exported = export(nn.Linear(4, 6), torch.rand(50, 4) * 2, recipe=recipe, opset=opset)
+    exported = export(nn.Linear(4, 6), torch.rand(50, 4) * 2, recipe=recipe, opset=opset, target="onnxruntime-cuda")
     assert exported.quantizer("_input_quantizer", "QuantizeLinear").outputs[0].dtype == dtype
     assert exported.validate().simulated.max_steps == 0
     assert exported.validate().simulated.sqnr_db >= 110
@@ -278,8 +278,9 @@ def test_a_narrow_activation_is_off_by_one_step_at_most(export):
 @pytest.mark.parametrize(
     ("model", "shape"), [(nn.Conv2d(3, 4, 3), (2, 3, 6, 6)), (nn.Linear(3, 4), (2, 3))], ids=["conv2d", "linear"]
 )
-def test_fp8_is_a_float8_pair(export, model, shape):
+def test_fp8_is_a_float8_pair_and_a_stored_weight(export, model, shape):
     fp8 = D((4, 3))
     exported = export(model, torch.randn(shape), recipe=fq.Recipe() + fq.Rule(input=fp8, weight=fp8.replace(axis=0)))
-    assert [n.outputs[0].dtype for n in exported.nodes("QuantizeLinear")] == [ir.DataType.FLOAT8E4M3FN] * 2
+    assert [n.outputs[0].dtype for n in exported.nodes("QuantizeLinear")] == [ir.DataType.FLOAT8E4M3FN]
+    assert [n.inputs[0].dtype for n in exported.nodes("DequantizeLinear")] == [ir.DataType.FLOAT8E4M3FN] * 2
     np.testing.assert_allclose(exported.run()[0], model(*exported.args).detach().numpy(), atol=1e-5)

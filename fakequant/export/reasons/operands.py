@@ -4,6 +4,7 @@ import onnx_ir as ir
 
 from fakequant.export.graph import constant_of
 from fakequant.export.grid import Grid
+from fakequant.export.kernels import RECURRENT
 from fakequant.export.quantized_edges import behind_clip, dequantizer_of, grid_behind, grid_in_front, reads_of
 from fakequant.export.reasons.bias import result_of
 from fakequant.export.reasons.registry import reason
@@ -16,6 +17,11 @@ _WEIGHTED = ("Conv", "Gemm", "MatMul")
 @reason("ConvTranspose")
 def _conv_transpose(node: ir.Node) -> str | None:
     return "ConvTranspose has no integer kernel"
+
+
+@reason(*RECURRENT)
+def _recurrent(node: ir.Node) -> str | None:
+    return f"{node.op_type} has no integer kernel; Q and DQ in front of it only round its input"
 
 
 @reason("ReduceMean")

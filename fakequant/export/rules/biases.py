@@ -3,6 +3,7 @@
 Gemm without a Q behind it: int32 codes with scale s_x s_w and a DequantizeLinear, so that
 the layer is one integer product with a float result. MatMul with Add: shape [1, 1, N]; an
 Add of shape [N] would be fused into a Gemm with a float bias, which has no integer kernel.
+Behind a product of two dimensions that shape would give it a third: there the Add becomes Sum.
 """
 
 import numpy as np
@@ -11,6 +12,7 @@ import onnx_ir as ir
 from fakequant.export.graph import constant_of, new_initializer, only_consumer, produced_by
 
 _LARGEST = 2**31 - 1
+_EIGHT_BITS = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
 
 
 class Biases(ir.passes.InPlacePass):
@@ -31,7 +33,7 @@ def _in_integers(graph: ir.Graph, gemm: ir.Node) -> bool:
     scales = [
         constant_of(dequantize.inputs[1])
         for value in gemm.inputs[:2]
-        if (dequantize := produced_by(value, "DequantizeLinear"))
+        if (dequantize := produced_by(value, "DequantizeLinear")) and _has_integer_kernel(dequantize)
     ]
     bias = constant_of(gemm.inputs[2]) if len(gemm.inputs) > 2 else None
     if bias is None or len(scales) != 2 or any(s is None for s in scales) or bias.dtype != np.float32 or bias.ndim != 1:
@@ -54,6 +56,11 @@ def _in_integers(graph: ir.Graph, gemm: ir.Node) -> bool:
     return True
 
 
+def _has_integer_kernel(dequantize: ir.Node) -> bool:
+    codes = dequantize.inputs[0]
+    return codes is not None and codes.dtype in _EIGHT_BITS and "block_size" not in dequantize.attributes
+
+
 def _unfused(graph: ir.Graph, product: ir.Node) -> bool:
     add = only_consumer(product.outputs[0], "Add")
     if add is None:
@@ -62,6 +69,10 @@ def _unfused(graph: ir.Graph, product: ir.Node) -> bool:
     bias = constant_of(add.inputs[index])
     if bias is None or bias.ndim != 1:
         return False
+    shape = product.outputs[0].shape
+    if shape is not None and shape.rank() == 2:
+        add.op_type = "Sum"
+        return True
     value = add.inputs[index]
     assert value is not None
     add.replace_input_with(index, new_initializer(graph, f"{value.name}.row", bias.reshape(1, 1, -1)))

@@ -60,7 +60,8 @@ class FoldBatchNorm(ir.passes.InPlacePass):
         channel = _CHANNEL_AXIS[conv.op_type]
         axis = axis_of(dequantize, scale)
         gamma, beta, mean, variance = (p.astype(np.float64) for p in parameters if p is not None)
-        if axis not in (None, channel) or codes.shape[channel] != gamma.size:
+        in_blocks = "block_size" in dequantize.attributes
+        if in_blocks or axis not in (None, channel) or codes.shape[channel] != gamma.size:
             return "ranges along another axis, or shared by channel groups"
         if codes.min() < -np.iinfo(codes.dtype.name).max:
             return "a code has no negative in its type"

@@ -7,12 +7,12 @@ Pairs with different parameters are left as they are.
 
 import onnx_ir as ir
 
-from fakequant.export.graph import QUANTIZER_KEY, axis_of, constant_of
+from fakequant.export.graph import QUANTIZER_KEY, constant_of
 
 SEPARATOR = "\n"
 """Between the quantizer names on a node that stands for several."""
 
-_OPS = ("Max", "Min", "Clip", "QuantizeLinear", "DequantizeLinear")
+_OPS = ("Max", "Min", "Clip", "DynamicQuantizeLinear", "QuantizeLinear", "DequantizeLinear")
 
 
 class MergeQuantizers(ir.passes.InPlacePass):
@@ -28,25 +28,24 @@ def _merge(graph: ir.Graph, op_type: str) -> int:
     first: dict[tuple[object, ...], ir.Node] = {}
     merged = 0
     for node in list(graph):
-        if node.op_type != op_type or len(node.inputs) < 2:  # Max and Min take any number of inputs
+        if node.op_type != op_type:
             continue
-        scale = constant_of(node.inputs[1])
-        if scale is None:
-            continue
-        zero_point = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
-        key = (
-            id(node.inputs[0]),
-            scale.tobytes(),
-            None if zero_point is None else (zero_point.dtype.str, zero_point.tobytes()),
-            axis_of(node, scale),
-        )
+        data, *parameters = node.inputs
+        numbers = {name: attribute.value for name, attribute in node.attributes.items()}
+        key = (data, *map(_identity, parameters), *sorted(numbers.items()))
         kept = first.setdefault(key, node)
-        if kept is node or node.outputs[0].is_graph_output():
+        if kept is node or any(output.is_graph_output() for output in node.outputs):
             continue
         names = SEPARATOR.join(n.metadata_props.get(QUANTIZER_KEY, "") for n in (kept, node)).split(SEPARATOR)
         if any(names):
             kept.metadata_props[QUANTIZER_KEY] = SEPARATOR.join(dict.fromkeys(filter(None, names)))
-        ir.convenience.replace_all_uses_with(node.outputs[0], kept.outputs[0])
+        ir.convenience.replace_all_uses_with(node.outputs, kept.outputs)
         graph.remove(node, safe=True)
         merged += 1
     return merged
+
+
+def _identity(value: ir.Value | None) -> object:
+    """Return what is equal for equal constants, and for nothing else but the value itself."""
+    array = constant_of(value)
+    return value if array is None else (array.dtype.str, array.shape, array.tobytes())

@@ -5,6 +5,8 @@ import onnx_ir as ir
 from fakequant.export.graph import QUANTIZER_KEY
 from fakequant.export.rules.merge_quantizers import SEPARATOR
 
+_PAIR = frozenset({"DequantizeLinear", "QuantizeLinear"})
+
 
 class NameScales(ir.passes.InPlacePass):
     """Renames initializers; one that several nodes share is named after the first."""
@@ -13,6 +15,10 @@ class NameScales(ir.passes.InPlacePass):
         """Rename."""
         renamed: set[ir.Value] = set()
         for node in model.graph:
+            if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+                continue
+            if node.op_type not in _PAIR:
+                continue
             quantizer = node.metadata_props.get(QUANTIZER_KEY, "").split(SEPARATOR)[0]
             for value, role in zip(node.inputs[1:], ("scale", "zero_point"), strict=False):
                 name = f"{quantizer}.{role}"

@@ -10,10 +10,10 @@ import onnxruntime
 import pytest
 
 
-def parse(body: str, metadata: dict[str, dict[str, str]] | None = None) -> ir.Model:
-    """Return a model of opset 19 from the text of a graph; metadata is by output of the node."""
+def parse(body: str, metadata: dict[str, dict[str, str]] | None = None, opset: int = 19) -> ir.Model:
+    """Return a model from the text of a graph; metadata is by output of the node."""
     ours = ', "fakequant" : 1' if "fakequant." in body else ""
-    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 19{ours}]> {body}')
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : {opset}{ours}]> {body}')
     onnx.checker.check_model(proto, full_check=True)
     model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
     for node in model.graph:

@@ -128,11 +128,6 @@ def test_a_narrow_grid_bounds_the_stored_codes(parse):
     assert constant_of(model.graph[0].inputs[0]).tolist() == [[-8, 7], [0, 3]]
 
 
-def test_a_weight_in_fp8_stays_a_pair(parse, ops):
-    model = expand(parse, WEIGHT, w=D((4, 3), axis=0, amax=[[448.0], [448.0]]))
-    assert ops(model) == ["QuantizeLinear", "DequantizeLinear", "MatMul"]
-
-
 TIED = """
 agraph (float[1, 2] x) => (float[1, 2] y)
 <float[2, 2] w = {-9.0, 0.6, 0.25, 1.6}>

@@ -93,3 +93,18 @@ def test_clips_in_front_of_narrow_grids_merge_too(parse, ops, low, merged):
     )
     MergeQuantizers()(model)
     assert len(ops(model)) == 7 - merged
+
+
+def test_equal_dynamic_quantizers_become_one(parse, ops):
+    model = parse("""
+        agraph (float[2, 4] x) => (float[2, 4] out)
+        {
+            q, s, z = DynamicQuantizeLinear(x)
+            d = DequantizeLinear(q, s, z)
+            p, t, v = DynamicQuantizeLinear(x)
+            e = DequantizeLinear(p, t, v)
+            out = Add(d, e)
+        }
+    """)
+    assert MergeQuantizers()(model).modified
+    assert ops(model) == ["DynamicQuantizeLinear", "DequantizeLinear", "Add"]
