@@ -32,6 +32,7 @@ REFUSED = [
     pytest.param(D(8, block_size=2, dynamic=True), WEIGHT, ALL, "axis='tokens'", id="activation-blocks"),
     pytest.param(D(8, affine=True, dynamic=True), WEIGHT, ALL, "or a symmetric grid", id="dynamic-affine-int8"),
     pytest.param(D(8, axis=0, dynamic=True), WEIGHT, ALL, "axis=None or axis='tokens'", id="dynamic-axis"),
+    pytest.param(D(2, scheme="twn"), WEIGHT, ALL, 'scheme="bnn"', id="weight-scheme"),
     pytest.param(None, D((4, 3), dynamic=True), ALL, "dynamic=False, calibrated", id="dynamic-fp8"),
 ]
 

@@ -49,9 +49,9 @@ _SIMULATED = (
         "FP8 E4M3, or 4-bit integers in blocks",
     ),
     _Refusal(
-        lambda use: use.stored is None and use.grid.scheme != UNIFORM,
-        "a paper's scheme on an activation, which is simulated only",
-        "a uniform grid there; weights may keep theirs",
+        lambda use: use.stored is None and use.grid.scheme not in (UNIFORM, "bnn"),
+        "a scheme for weights on an activation",
+        'a uniform grid there, or scheme="bnn"',
     ),
     _Refusal(
         lambda use: use.stored is None and use.grid.block_size is not None,

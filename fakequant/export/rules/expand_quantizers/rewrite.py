@@ -4,9 +4,11 @@ from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
+from fakequant.descriptor_fields import UNIFORM
 from fakequant.export.graph import DOMAIN, constant_of
 from fakequant.export.rules.expand_quantizers.dynamic import quantize_dynamic
 from fakequant.export.rules.expand_quantizers.marker import Marker
+from fakequant.export.rules.expand_quantizers.signs import quantize_signs
 from fakequant.export.rules.expand_quantizers.static import quantize_static
 from fakequant.export.rules.expand_quantizers.stored import Stored
 from fakequant.export.targets.accepts import Use
@@ -42,6 +44,8 @@ class ExpandQuantizers(ir.passes.InPlacePass):
             constant = constant_of(marker.data)
             if constant is not None:
                 marker.replace_by(stored.dequantized(marker, constant))
+            elif marker.grid.scheme != UNIFORM:
+                marker.replace_by(quantize_signs(marker))
             elif marker.quantizer.needs_range:
                 marker.replace_by(quantize_static(marker))
             else:
