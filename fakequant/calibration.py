@@ -17,7 +17,15 @@ from tqdm import tqdm
 
 from fakequant.arithmetic import DEAD_AMAX
 from fakequant.batches import model_arguments
-from fakequant.calib import Calibrator, DataRange, HistogramCalibrator, affine_sqnr_db, calibrator_for, sqnr_db
+from fakequant.calib import (
+    CALIBRATORS,
+    Calibrator,
+    DataRange,
+    HistogramCalibrator,
+    affine_sqnr_db,
+    calibrator_for,
+    sqnr_db,
+)
 from fakequant.call_sites import call_sites
 from fakequant.errors import CalibrationError, InvalidTypeError, InvalidValueError
 from fakequant.nn import TensorQuantizer
@@ -76,7 +84,7 @@ class Calibration:
 
         Args:
             method: for activations: "max", "entropy", "percentile", "mse", "auto".
-            weight_method: for weights: "max" or "mse".
+            weight_method: for weights: "max", "mse", "lsq" or "lsq+".
             percentile: for that method, above 0 and at most 100.
 
         Raises:
@@ -159,7 +167,8 @@ def calibrate(
             with the least quantization error).
         num_batches: how many batches to use at most; None for all.
         percentile: in percent, for the percentile method.
-        weight_method: for weights, per channel: "max" or "mse".
+        weight_method: for weights, on the grid of each: "max", "mse"; where training by LSQ and LSQ+ starts:
+            "lsq", "lsq+".
         forward: runs the model on one batch, such as ``lambda model, batch: model(batch["image"])``.
         strict: a quantizer that is never called is an error; otherwise it stays uncalibrated.
         progress: show a bar.
@@ -206,7 +215,7 @@ def calibrate(
 
 def _calibrator(quantizer: TensorQuantizer, method: str) -> Calibrator:
     """Return a fresh calibrator that can serve the method; checks its name."""
-    kind = "max" if method == "max" else "histogram"
+    kind = method if method in CALIBRATORS else "histogram"
     calibrator = calibrator_for(quantizer.descriptor.replace(calib_method=kind))
     calibrator.compute_range(method)
     return calibrator

@@ -147,7 +147,9 @@ def _placed(
         name, type_name = call.name, layers.type_name(call)
         if layers.is_on_request(call):
             return recipe.decide_on_request(name, type_name)
-        return recipe.decide(name, type_name, positions[name]) if is_layer(call) else recipe.decide_op(name, type_name)
+        if not _has_weights(call):
+            return recipe.decide_op(name, type_name)
+        return recipe.decide(name, type_name, positions.get(name, ()))
 
     def override(call: Call, is_weight: bool) -> Override | None:
         return _override(call, is_weight, rule_of(call), layers)
@@ -157,6 +159,11 @@ def _placed(
     for decision in decisions:
         by_operand[decision.call.name, decision.operand].append(decision)
     return {where: _of_one_operand(calls, rule_of(calls[0].call), layers) for where, calls in by_operand.items()}
+
+
+def _has_weights(call: Call) -> bool:
+    """Whether a call is a layer, or a module of a user's own that has quantized weights."""
+    return is_layer(call) or (call.is_module and call.op is not None and bool(call.op.weights))
 
 
 def _check_is_new(model: nn.Module) -> None:
@@ -229,7 +236,7 @@ def _key(decision: Decision, groups: Groups) -> Hashable:
 def _report(model: nn.Module, slots: tuple[Slot, ...], target: str, layers: Layers) -> ConversionReport:
     reports: dict[str, LayerReport] = {}
     for slot in slots:
-        if not is_layer(slot.call):
+        if not _has_weights(slot.call):
             continue
         name = slot.call.name
         layer = reports.get(name, LayerReport(name, layers.type_name(slot.call), reason=slot.reason))
@@ -240,7 +247,7 @@ def _report(model: nn.Module, slots: tuple[Slot, ...], target: str, layers: Laye
             layer = dataclasses.replace(layer, reason="", input=grid)
         reports[name] = layer
     expected = tuple(float_class for float_class in weighted() if not is_seen_through(float_class))
-    called = {slot.call.module for slot in slots if is_layer(slot.call)}
+    called = {slot.call.module for slot in slots if _has_weights(slot.call)}
     read = {value.parameter for slot in slots if is_layer(slot.call) and (value := slot.call.operand(1)) is not None}
     for name, module in model.named_modules():
         if isinstance(module, expected) and name not in called and f"{name}.weight".lstrip(".") not in read:

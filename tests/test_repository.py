@@ -37,7 +37,9 @@ def test_the_type_marker_is_beside_the_package() -> None:
 
 
 @checkout_only
-@pytest.mark.parametrize(("marker", "ending"), [("demo", "-m fakequant demo"), ("test", "-m pytest -q")])
+@pytest.mark.parametrize(
+    ("marker", "ending"), [("demo", "-m fakequant demo"), ("test", "-m pytest -q -n auto --dist loadfile")]
+)
 def test_readme_has_the_line_that_ci_runs(marker: str, ending: str) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(rf"^<!-- {marker} -->\n+```\w*\n(.*?)\n```$", readme, re.MULTILINE | re.DOTALL)

@@ -259,10 +259,17 @@ def _composite(module: nn.Module, is_asked_for: bool) -> Op | None:
     assert quantized is not None
     if not issubclass(quantized, QuantMixin):
         return Op(float_class.__name__, Role.OTHER, quantized.input_names)
-    if quantized.input_names == ("input",):
+    inputs, weights = quantized.input_names, _weight_names(quantized, module)
+    if (inputs, weights) == (("input",), ("weight",)):
         return Op(float_class.__name__, Role.WEIGHTED, ("input", "weight"))
-    inputs = quantized.input_names
-    return Op(float_class.__name__, Role.CUSTOM, (*inputs, "weight"), quantized=inputs, weights={"weight": None})
+    return Op(float_class.__name__, Role.CUSTOM, (*inputs, *weights), quantized=inputs, weights=dict.fromkeys(weights))
+
+
+def _weight_names(quantized: type[QuantMixin], module: nn.Module) -> tuple[str, ...]:
+    """Return what ``weight_names`` is once a module, which may still be float, is of the quantized class."""
+    names: Any = quantized.weight_names
+    found: tuple[str, ...] = names.__get__(module, quantized) if isinstance(names, property) else names
+    return found
 
 
 def _weights(op: Op) -> Collection[str]:

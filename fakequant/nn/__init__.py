@@ -68,7 +68,7 @@ from fakequant.nn.modules.pooling import (
     QuantMaxPool3d,
 )
 from fakequant.nn.modules.quant_attention import QuantMultiheadAttention
-from fakequant.nn.modules.quant_module import QuantInputMixin, QuantMixin, checked_grid
+from fakequant.nn.modules.quant_module import QuantInputMixin, QuantizedInputForward, QuantMixin, checked_grid
 from fakequant.nn.modules.recurrent import QuantGRU, QuantLSTM, QuantRNN
 from fakequant.nn.modules.recurrent_cells import QuantGRUCell, QuantLSTMCell, QuantRNNCell
 from fakequant.nn.modules.tensor_quantizer import TensorQuantizer
@@ -204,6 +204,7 @@ __all__ = [
     "QuantTanh",
     "QuantTanhshrink",
     "QuantThreshold",
+    "QuantizedInputForward",
     "RNNCell",
     "TensorQuantizer",
     "checked_grid",

@@ -153,3 +153,46 @@ def test_wrong_class_is_refused(float_class, bases, message):
     with pytest.raises(InvalidTypeError, match=f"Mine: {message}"):
         register(float_class)(type("Mine", bases, {}))
     assert list(registered()) == before
+
+
+class LowRank(nn.Module):
+    """Two weights, two inputs, none by torch's names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Parameter(torch.randn(16, 16)), nn.Parameter(torch.randn(32, 16))
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        return nn.functional.linear(nn.functional.linear(x, self.down) * gate, self.up)
+
+
+class QuantLowRank(QuantMixin, LowRank):
+    default_quant_desc_weight = QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW
+    input_names = ("x", "gate")
+    weight_names = ("down", "up")
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        hidden = nn.functional.linear(self._x_quantizer(x), self._down_quantizer(self.down))
+        return nn.functional.linear(hidden * self._gate_quantizer(gate), self._up_quantizer(self.up))
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = LowRank()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x, torch.relu(x))
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+def test_weights_and_inputs_of_any_name_are_quantized_with_an_example(target):
+    register(LowRank)(QuantLowRank)
+    model, x = Gated(), torch.randn(4, 16)
+    report = fakequant.quantize(model, fakequant.preset("int8"), example_inputs=x, target=target)
+    assert str(report) == "1 of 1 LowRank quantized"
+    fakequant.calibrate(model, [x], progress=False)
+    for name in ("x", "gate", "down", "up"):
+        quantizer = getattr(model.mix, f"_{name}_quantizer")
+        assert quantizer.is_calibrated
+        assert quantizer.axis == (0 if name in ("down", "up") else None)

@@ -433,7 +433,9 @@ def test_learn_amax_is_fixed_at_construction():
         quantizer().descriptor = QuantDescriptor(learn_amax=True)
 
 
-@pytest.mark.parametrize("assign", [TensorQuantizer, lambda d: setattr(quantizer(), "descriptor", d)], ids=str)
+@pytest.mark.parametrize(
+    "assign", [TensorQuantizer, lambda d: setattr(quantizer(), "descriptor", d)], ids=["constructor", "property"]
+)
 def test_what_is_no_descriptor_is_refused(assign):
     with pytest.raises(InvalidTypeError, match="expected a QuantDescriptor, got 8"):
         assign(8)
