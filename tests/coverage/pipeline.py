@@ -142,7 +142,7 @@ def _train_step(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # of random weights they can be anything
     optimizer.step()
-    gradients = [module.weight.grad for module in weights.values()]
+    gradients = [weight.tensor.grad for weight in weights.values()]
     if not any(gradient is not None and gradient.any() for gradient in gradients):
         raise ArithmeticError("expected a gradient at a quantized weight, got none")
     if moved := [name for name, q in activations.items() if not torch.equal(q.amax, before[name])]:
