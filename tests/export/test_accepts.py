@@ -20,6 +20,7 @@ REFUSED = [
     pytest.param(None, D(8, affine=True, axis=0, dynamic=True), TENSORRT, "affine=False", id="affine-weight"),
     pytest.param(D((5, 2)), WEIGHT, TENSORRT, "FP8 E4M3", id="e5m2"),
     pytest.param(D(16), WEIGHT, TENSORRT, "8 bits", id="16-bits"),
+    pytest.param(None, D(8, scheme="dorefa"), TENSORRT, "8 bits", id="dorefa-8"),
     pytest.param(None, D(4, block_size=32, block_axis=1, dynamic=True), TENSORRT, "64 or 128", id="blocks-of-32"),
     pytest.param(
         None, D(8, block_size=64, block_axis=1, dynamic=True), TENSORRT, "4 bits in blocks", id="8-bit-blocks"

@@ -15,6 +15,7 @@ WEIGHTS = {
     "xnor": QuantDescriptor(1, scheme="xnor", axis=0),
     "dorefa-1": QuantDescriptor(1, scheme="dorefa"),
     "dorefa-4": QuantDescriptor(4, scheme="dorefa"),
+    "dorefa-8": QuantDescriptor(8, scheme="dorefa"),  # int16
 }
 SIGNS = QuantDescriptor(1, scheme="bnn")
 X = torch.randn(4, 3, 10, 10, generator=torch.Generator().manual_seed(0))

@@ -7,9 +7,12 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 
+from fakequant.arithmetic import bounds_of
 from fakequant.descriptor import QuantDescriptor
 from fakequant.descriptor_fields import FLOAT_FORMATS, TOKENS, UNIFORM
 from fakequant.errors import ExportError
+from fakequant.onnx_ops import container
+from fakequant.schemes import scheme_for
 
 _AFFINE_OF_CALL = {"num_bits": 8, "unsigned": True, "axis": None, "block_size": None}
 """The one affine grid whose range ONNX computes, in DynamicQuantizeLinear."""
@@ -91,9 +94,7 @@ _TENSORRT = (
     *_STATIC_ONLY,
     _Refusal(lambda use: use.grid.affine, "an affine grid: zero points must be 0 (R1)", "affine=False"),
     _Refusal(lambda use: use.grid.num_bits == (5, 2), "FP8 E5M2 (R2)", "FP8 E4M3, num_bits=(4, 3)"),
-    _Refusal(
-        lambda use: isinstance(use.grid.num_bits, int) and use.grid.num_bits > 8, "more than 8 bits (R2)", "8 bits"
-    ),
+    _Refusal(lambda use: _needs_16_bits(use.grid), "codes of more than 8 bits (R2)", "8 bits"),
     _Refusal(
         lambda use: use.grid.block_size is not None and not _is_block_of_tensorrt(use),
         "blocks that it has no kernel for (R9)",
@@ -133,4 +134,12 @@ def opset_needed(grid: QuantDescriptor) -> int:
         return 21
     if grid.num_bits in FLOAT_FORMATS:
         return 19
-    return 13 if isinstance(grid.num_bits, int) and grid.num_bits <= 8 else 21
+    return 21 if _needs_16_bits(grid) else 13
+
+
+def _needs_16_bits(grid: QuantDescriptor) -> bool:
+    """Whether 8 bits do not hold the codes; DoReFa's of 8 bits are odd numbers up to 255."""
+    if grid.is_float:
+        return False
+    low, high = bounds_of(grid) if grid.scheme == UNIFORM else scheme_for(grid).bounds(grid)
+    return container(low, high)[0].itemsize > 1

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fakequant import arithmetic
-from fakequant.descriptor_fields import UNIFORM
 from fakequant.export.rules.expand_quantizers.marker import Marker, Parameters
 from fakequant.export.rules.expand_quantizers.types import FLOAT_TYPES, stored_type
 
@@ -30,7 +29,7 @@ class Stored:
             dtype = FLOAT_TYPES[marker.grid.num_bits]
         else:
             codes, scale, zero_point = marker.quantizer.codes_of(data)
-            dtype = stored_type(marker.grid, *_bounds(marker, codes))
+            dtype = stored_type(marker.grid, *marker.quantizer.bounds)
         scales, zeros = (None if t is None else t.detach().cpu().numpy().tobytes() for t in (scale, zero_point))
         key = marker.data, scales, zeros, dtype
         if key not in self._values:
@@ -45,11 +44,3 @@ def _float_codes(marker: Marker, data: Tensor, num_bits: tuple[int, int]) -> ari
     assert scale is not None
     steps = torch.from_numpy(np.asarray(marker.broadcast(scale)))
     return arithmetic.Codes(arithmetic.quantize_float(data.div(steps), torch.ones(()), num_bits), scale, None)
-
-
-def _bounds(marker: Marker, codes: Tensor) -> tuple[int, int]:
-    """Return the bounds of the grid; those of a paper's scheme are its largest code and the negative of it."""
-    if marker.grid.scheme == UNIFORM:
-        return marker.quantizer.bounds
-    largest = max(1, int(codes.abs().max()))
-    return -largest, largest
