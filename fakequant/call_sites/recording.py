@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils import _pytree as pytree
 
-from fakequant.call_sites.ops import Op, Role, op_named, op_of, operands
+from fakequant.call_sites.module_ops import op_of_module, weights_of
+from fakequant.call_sites.ops import Op, Role, op_of, operands
 from fakequant.call_sites.tensor_graph import Call, TensorGraph, Value
-from fakequant.nn import QuantInputMixin, QuantMixin, TensorQuantizer, quantized_class_of, registered
+from fakequant.nn import TensorQuantizer
 from fakequant.nn.modes import evaluating
 from fakequant.nn.modules.transformer import unfuse
-from fakequant.nn.registry import is_seen_through
 
 _ARGUMENTS = ("dim", "mode", "value", "output_size", "is_causal", "scale", "dropout_p", "min_val", "min")
 """Plain arguments of ops that placement asks for, where they are passed by name or known by position."""
@@ -169,7 +169,7 @@ class _Recorder(TorchFunctionMode):
         for name, module in model.named_modules():
             if isinstance(module, TensorQuantizer):
                 continue
-            follow = _Following(self, name, _composite(module, name in as_one_call))
+            follow = _Following(self, name, op_of_module(module, name in as_one_call))
             # Outside and inside of all hooks that the module has.
             handles += [
                 module.register_forward_pre_hook(follow.called, prepend=True),
@@ -207,7 +207,7 @@ class _Recorder(TorchFunctionMode):
         made = list(_tensors(output))
         if op is None or not made or any(outer.is_composite for outer in self._frames[:-1]):
             return
-        weights = {name: self.value_of(getattr(module, name)) for name in _weights(op)}
+        weights = {name: self.value_of(getattr(module, name)) for name in weights_of(op)}
         read = [*frame.arguments, *weights.values()]
         arguments = iter(frame.arguments)
         found = [weights.get(name) or next(arguments, None) for name in op.operands]
@@ -237,59 +237,6 @@ class _Following:
 
     def returned(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._recorder.returned()
-
-
-def _composite(module: nn.Module, is_asked_for: bool) -> Op | None:
-    """Return the op that a module with a quantized class stands for; its forward is one call."""
-    if isinstance(module, QuantInputMixin):
-        float_class: type[nn.Module] | None = next((f for f, q in registered() if type(module) is q), None)
-    else:
-        float_class = type(module) if quantized_class_of(type(module)) is not None else None
-        if float_class is not None and is_seen_through(float_class) and not is_asked_for:
-            return None
-    if float_class is None:
-        return None
-    if issubclass(float_class, nn.RNNBase | nn.RNNCellBase):
-        return _recurrent(float_class, module)
-    for base in float_class.__mro__:
-        known = op_named(_snake_case(base.__name__))
-        if known is not None:
-            return known
-    quantized = quantized_class_of(float_class)
-    assert quantized is not None
-    if not issubclass(quantized, QuantMixin):
-        return Op(float_class.__name__, Role.OTHER, quantized.input_names)
-    inputs, weights = quantized.input_names, _weight_names(quantized, module)
-    if (inputs, weights) == (("input",), ("weight",)):
-        return Op(float_class.__name__, Role.WEIGHTED, ("input", "weight"))
-    return Op(float_class.__name__, Role.CUSTOM, (*inputs, *weights), quantized=inputs, weights=dict.fromkeys(weights))
-
-
-def _weight_names(quantized: type[QuantMixin], module: nn.Module) -> tuple[str, ...]:
-    """Return what ``weight_names`` is once a module, which may still be float, is of the quantized class."""
-    names: Any = quantized.weight_names
-    found: tuple[str, ...] = names.__get__(module, quantized) if isinstance(names, property) else names
-    return found
-
-
-def _weights(op: Op) -> Collection[str]:
-    """Return the names of the operands of a module that are its parameters."""
-    return ("weight",) if op.role is Role.WEIGHTED else op.weights
-
-
-def _recurrent(float_class: type[nn.Module], module: nn.Module) -> Op:
-    """Return the op that a recurrent layer or cell stands for: its operands are its inputs, then all of its weights."""
-    quantized = quantized_class_of(float_class)
-    assert quantized is not None
-    weights = [name for name, _ in module.named_parameters(recurse=False) if name.startswith("weight")]
-    role = Role.CELL if issubclass(float_class, nn.RNNCellBase) else Role.RECURRENT
-    return Op(float_class.__name__, role, (*quantized.input_names, *weights), weights=dict.fromkeys(weights, 0))
-
-
-def _snake_case(class_name: str) -> str:
-    """Return AdaptiveAvgPool2d as adaptive_avg_pool2d."""
-    letters = [f"_{letter.lower()}" if letter.isupper() else letter for letter in class_name]
-    return "".join(letters).lstrip("_")
 
 
 def _name(func: Callable[..., Any]) -> str:
