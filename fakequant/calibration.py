@@ -18,7 +18,6 @@ from tqdm import tqdm
 from fakequant.arithmetic import DEAD_AMAX
 from fakequant.batches import model_arguments
 from fakequant.calib import (
-    CALIBRATORS,
     Calibrator,
     DataRange,
     HistogramCalibrator,
@@ -84,7 +83,7 @@ class Calibration:
 
         Args:
             method: for activations: "max", "entropy", "percentile", "mse", "auto".
-            weight_method: for weights: "max", "mse", "lsq" or "lsq+".
+            weight_method: for weights: "max", "mse" or "lsq".
             percentile: for that method, above 0 and at most 100.
 
         Raises:
@@ -167,8 +166,7 @@ def calibrate(
             with the least quantization error).
         num_batches: how many batches to use at most; None for all.
         percentile: in percent, for the percentile method.
-        weight_method: for weights, on the grid of each: "max", "mse"; where training by LSQ and LSQ+ starts:
-            "lsq", "lsq+".
+        weight_method: for weights, on the grid of each: "max", "mse", or "lsq", where training by LSQ starts.
         forward: runs the model on one batch, such as ``lambda model, batch: model(batch["image"])``.
         strict: a quantizer that is never called is an error; otherwise it stays uncalibrated.
         progress: show a bar.
@@ -215,7 +213,7 @@ def calibrate(
 
 def _calibrator(quantizer: TensorQuantizer, method: str) -> Calibrator:
     """Return a fresh calibrator that can serve the method; checks its name."""
-    kind = method if method in CALIBRATORS else "histogram"
+    kind = "max" if method == "max" else "histogram"
     calibrator = calibrator_for(quantizer.descriptor.replace(calib_method=kind))
     calibrator.compute_range(method)
     return calibrator

@@ -14,17 +14,15 @@ affine               both ends of the range of an affine grid
 calibrator           Calibrator, the base class, and the registry of calibrators
 max                  MaxCalibrator
 histogram_calibrator HistogramCalibrator
-lsq_plus             LsqPlusCalibrator: where LSQ+ starts the range of a weight
 ===================  ==================================================================
 """
 
 from fakequant.calib.affine import Halves, affine_error, affine_sqnr_db, find_range
-from fakequant.calib.calibrator import CALIBRATORS, Calibrator, DataRange, calibrator_for, register_calibrator
+from fakequant.calib.calibrator import Calibrator, DataRange, calibrator_for, register_calibrator
 from fakequant.calib.entropy import entropy
 from fakequant.calib.histogram import BINS, Histogram
 from fakequant.calib.histogram_calibrator import HistogramCalibrator
 from fakequant.calib.lsq import lsq
-from fakequant.calib.lsq_plus import LsqPlusCalibrator
 from fakequant.calib.magnitudes import magnitudes
 from fakequant.calib.max import MaxCalibrator
 from fakequant.calib.methods import search_method
@@ -34,13 +32,11 @@ from fakequant.calib.search import find_amax, sqnr_db
 
 __all__ = [
     "BINS",
-    "CALIBRATORS",
     "Calibrator",
     "DataRange",
     "Halves",
     "Histogram",
     "HistogramCalibrator",
-    "LsqPlusCalibrator",
     "MaxCalibrator",
     "affine_error",
     "affine_sqnr_db",

@@ -2,6 +2,7 @@
 
 from fakequant.qat.batchnorm import freeze_batchnorm, unfreeze_batchnorm
 from fakequant.qat.gradients import QuantizedGradients, quantize_gradients
+from fakequant.qat.lsq_plus import start_lsq_plus
 from fakequant.qat.moving_average import follow_ranges, freeze_ranges
 
 __all__ = [
@@ -10,5 +11,6 @@ __all__ = [
     "freeze_batchnorm",
     "freeze_ranges",
     "quantize_gradients",
+    "start_lsq_plus",
     "unfreeze_batchnorm",
 ]

@@ -1,0 +1,43 @@
+"""Where LSQ+ starts the ranges of weights: from their mean and standard deviation.
+
+Bhalgat et al. 2020, "LSQ+" (arXiv:2004.09576). Activations start at the least squared error
+there, which is ``calibrate(method="mse")``.
+"""
+
+import torch
+from torch import nn
+
+from fakequant.arithmetic import kept_axes
+from fakequant.arithmetic.learned_ranges import lsq_plus_weight_amax
+from fakequant.errors import InvalidValueError
+from fakequant.nn.walk import weights_of_quantizers
+
+
+def start_lsq_plus(model: nn.Module) -> None:
+    """Set the range of every weight that is learned by LSQ where LSQ+ starts it: three standard deviations.
+
+    Args:
+        model: quantized, with weights on grids of ``learn_amax="lsq"``.
+
+    Raises:
+        InvalidValueError: there is no such weight.
+
+    >>> from fakequant import QuantDescriptor
+    >>> from fakequant.nn import QuantLinear
+    >>> layer = QuantLinear(4, 2, quant_desc_weight=QuantDescriptor(2, learn_amax="lsq"))
+    >>> _ = nn.init.constant_(layer.weight, 1.0)
+    >>> start_lsq_plus(layer)
+    >>> layer.weight_quantizer.amax
+    Parameter containing:
+    tensor(0.5000, requires_grad=True)
+    """
+    learned = [(q, w) for q, w in weights_of_quantizers(model).items() if q.descriptor.learn_amax == "lsq"]
+    if not learned:
+        raise InvalidValueError('model: expected a weight with learn_amax="lsq", got none')
+    for quantizer, weight in learned:
+        tensor = weight.tensor.detach().to(torch.float64)
+        keep = kept_axes(quantizer.axis, tensor.ndim)
+        reduced = tuple(i for i in range(tensor.ndim) if i not in keep)
+        mean, std = tensor.mean(reduced, keepdim=bool(keep)), tensor.std(reduced, correction=0, keepdim=bool(keep))
+        quantizer.amax = None
+        quantizer.amax = lsq_plus_weight_amax(mean, std, quantizer.num_bits)  # type: ignore[arg-type]

@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fakequant
+from fakequant import QuantDescriptor
+from fakequant.errors import InvalidValueError
+from fakequant.qat import start_lsq_plus
+
+
+def quantized(**grid: object) -> nn.Module:
+    model = nn.Conv2d(3, 5, 3)
+    with torch.no_grad():
+        model.weight.add_(0.1)
+    fakequant.quantize(model, fakequant.preset("int8") + fakequant.Rule("", weight=QuantDescriptor(4, **grid)))
+    return model
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+def test_the_step_is_the_papers(axis):
+    model = quantized(learn_amax="lsq", axis=axis)
+    start_lsq_plus(model)
+    weight = model.weight.detach().numpy().astype(np.float64).reshape((1, -1) if axis is None else (5, -1))
+    mean, std = weight.mean(1), weight.std(1)
+    step = np.maximum(np.abs(mean - 3 * std), np.abs(mean + 3 * std)) / 2**3
+    np.testing.assert_allclose(model.weight_quantizer.scale.detach().reshape(-1), step, rtol=1e-6)
+
+
+def test_it_replaces_a_calibrated_range():
+    model = quantized(learn_amax="lsq")
+    fakequant.calibrate(model, [torch.randn(1, 3, 5, 5)], progress=False)
+    before = model.weight_quantizer.amax.clone()
+    start_lsq_plus(model)
+    assert model.weight_quantizer.amax != before
+
+
+def test_a_model_without_learned_weights_is_refused():
+    with pytest.raises(InvalidValueError, match='expected a weight with learn_amax="lsq", got none'):
+        start_lsq_plus(quantized())
