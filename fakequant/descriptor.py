@@ -108,6 +108,7 @@ class QuantDescriptor:
                 raise InvalidTypeError(f"{field}: expected bool, got {getattr(self, field)!r}")
         if not isinstance(self.block_axis, int | np.integer) or isinstance(self.block_axis, bool):
             raise InvalidTypeError(f"block_axis: expected an int, got {self.block_axis!r}")
+        _set(self, "block_axis", int(self.block_axis))
         if self.scale_format not in SCALE_FORMATS:
             raise InvalidValueError(f"scale_format: expected one of {list(SCALE_FORMATS)}, got {self.scale_format!r}")
         if self.learn_amax == "pact" and self.axis is not None:
@@ -136,7 +137,11 @@ class QuantDescriptor:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "QuantDescriptor":
-        """Build a descriptor from what ``dict()`` returned; an unknown key is an error."""
+        """Build a descriptor from what ``dict()`` returned.
+
+        Raises:
+            InvalidTypeError, InvalidValueError: an unknown key, or as the constructor.
+        """
         known = [field.name for field in dataclasses.fields(cls)]
         if unknown := sorted(set(fields) - set(known)):
             raise InvalidValueError(f"QuantDescriptor: expected keys among {known}, got {unknown}")
@@ -148,8 +153,16 @@ class QuantDescriptor:
 
     @classmethod
     def from_json(cls, text: str) -> "QuantDescriptor":
-        """Read what ``to_json`` wrote."""
-        return cls.from_dict(checked_mapping(json.loads(text)))
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            InvalidTypeError, InvalidValueError: no JSON, or as ``from_dict``.
+        """
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InvalidValueError(f"text: expected JSON, got {text!r}: {error}") from error
+        return cls.from_dict(checked_mapping(fields))
 
     def to_yaml(self) -> str:
         """Return YAML that ``from_yaml`` reads back to an equal descriptor."""
@@ -158,16 +171,25 @@ class QuantDescriptor:
 
     @classmethod
     def from_yaml(cls, text: str) -> "QuantDescriptor":
-        """Read YAML: our own, or block style as the ancestor wrote it."""
+        """Read YAML: our own, or block style as the ancestor wrote it.
+
+        Raises:
+            InvalidTypeError, InvalidValueError: no YAML, or as ``from_dict``.
+            MissingDependencyError: block style, without pyyaml.
+        """
         # JSON first: YAML 1.1 reads 1e-05 as a string and splits the JSON escape of an emoji.
         try:
-            return cls.from_json(text)
+            fields = json.loads(text)
         except json.JSONDecodeError:
             try:
                 import yaml
             except ImportError as error:
                 raise MissingDependencyError("pyyaml", "test") from error
-            return cls.from_dict(checked_mapping(yaml.safe_load(text)))
+            try:
+                fields = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise InvalidValueError(f"text: expected YAML, got {text!r}: {error}") from error
+        return cls.from_dict(checked_mapping(fields))
 
     def __str__(self) -> str:
         """Return the one-line form that users of the ancestor know."""

@@ -1,15 +1,34 @@
 """The fields of a QuantDescriptor: each checked once and brought to its canonical, hashable form."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 
 from fakequant.errors import InvalidTypeError, InvalidValueError
 
-FLOAT_FORMATS = {(4, 3): "FP8 E4M3", (5, 2): "FP8 E5M2", (2, 1): "FP4 E2M1"}
-"""``num_bits`` of the float formats: (exponent bits, mantissa bits)."""
+
+class FloatFormat(NamedTuple):
+    """A float format of few bits.
+
+    Attributes:
+        max: its largest finite value.
+        largest_exponent: of its largest power of two.
+        dtype: torch's; None for FP4, which torch has no conversion to.
+    """
+
+    max: float
+    largest_exponent: int
+    dtype: torch.dtype | None
+
+
+FLOAT_FORMATS = {
+    (4, 3): FloatFormat(448.0, 8, torch.float8_e4m3fn),
+    (5, 2): FloatFormat(57344.0, 15, torch.float8_e5m2),
+    (2, 1): FloatFormat(6.0, 2, None),
+}
+"""The formats by ``num_bits``: (exponent bits, mantissa bits)."""
 
 MIN_BITS, MAX_BITS = 2, 16
 
@@ -126,19 +145,24 @@ def checked_scale_amax(scale_amax: object) -> float | None:
 def conflict(fields: Mapping[str, Any]) -> str:
     """Return which fields exclude each other, as "field: expected ..., got ...", "" if none do."""
     is_float, blocks = isinstance(fields["num_bits"], tuple), fields["block_size"] is not None
+    shifts = fields["scale_format"] == "power_of_two"
     affine, dynamic, learn_amax, scheme = (fields[name] for name in ("affine", "dynamic", "learn_amax", "scheme"))
     plain = {"unsigned": False, "narrow_range": False, "fake_quant": True, "affine": False, "learn_amax": False}
     fixed = {"amax": None, "learn_amax": False}
+    histograms = fields["calib_method"] == "histogram"  # of which each takes 32 KiB
     rules: list[tuple[bool, str, Mapping[str, object]]] = [
         (is_float, f"num_bits {fields['num_bits']}", plain),
+        (is_float and shifts, f"num_bits {fields['num_bits']}", {"scale_format": "float32"}),
         (affine, "affine=True", {"narrow_range": False, "scale_format": "float32", "fake_quant": True}),
         (dynamic, "dynamic=True", fixed),
         (fields["axis"] == TOKENS, f"axis {TOKENS!r}", {"dynamic": True, "block_size": None}),
         (blocks, "block_size", {"axis": None, "fake_quant": True, "learn_amax": False, "amax": None}),
+        (blocks and histograms, "block_size", {"calib_method": "max"}),
         (learn_amax == "lsq+", "learn_amax 'lsq+'", {"affine": True}),
         (learn_amax in ("pact", "lsq"), f"learn_amax {learn_amax!r}", {"affine": False, "scale_format": "float32"}),
         (fields["scale_format"] == "e4m3", "scale_format 'e4m3'", {"num_bits": (2, 1)}),
         (scheme != UNIFORM, f"scheme {scheme!r}", {**plain, **fixed, "dynamic": False, "scale_format": "float32"}),
+        (scheme != UNIFORM, f"scheme {scheme!r}", {"scale_amax": None}),
     ]
     for applies, what, expected in rules:
         wrong = {name: value for name, value in expected.items() if fields[name] != value} if applies else {}

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fakequant.descriptor_fields import FLOAT_FORMATS
 from fakequant.errors import ExportError
 
 _CONTAINERS = (
@@ -26,10 +27,6 @@ _CONTAINERS = (
     (torch.int16, -(2**15), 2**15 - 1),
     (torch.uint16, 0, 2**16 - 1),
 )
-
-
-_FLOATS = {(4, 3): torch.float8_e4m3fn, (5, 2): torch.float8_e5m2}
-"""The ONNX types of the float formats that ONNX has."""
 
 
 def is_exporting() -> bool:
@@ -80,15 +77,15 @@ def quantize_dequantize(x: Tensor, scale: Tensor, low: int, high: int, zero_poin
 
 def quantize_dequantize_float(x: Tensor, scale: Tensor, num_bits: tuple[int, int]) -> Tensor:
     """Return the FP8 pair (opset 19 and later) as seen by the torch.export based exporter."""
-    if num_bits not in _FLOATS:
-        raise ExportError(
-            f"num_bits: expected integers or one of {sorted(_FLOATS)}, got {num_bits}, which is simulated only"
-        )
+    dtype = FLOAT_FORMATS[num_bits].dtype
+    if dtype is None:
+        known = sorted(bits for bits, known in FLOAT_FORMATS.items() if known.dtype is not None)
+        raise ExportError(f"num_bits: expected integers or one of {known}, got {num_bits}, which is simulated only")
     if torch.jit.is_tracing():
         raise ExportError(
             f"num_bits {num_bits}: FP8 needs torch.onnx.export(dynamo=True), got the TorchScript exporter"
         )
-    return _emit(x.to(torch.float32), scale, _FLOATS[num_bits], None).to(x.dtype)
+    return _emit(x.to(torch.float32), scale, dtype, None).to(x.dtype)
 
 
 def _emit(values: Tensor, scale: Tensor, dtype: torch.dtype, given: Tensor | None) -> Tensor:

@@ -64,7 +64,7 @@ others = st.fixed_dictionaries(
     optional={
         "name": st.text(st.characters(codec="utf-8")),
         "scale_amax": st.floats(0, exclude_min=True, allow_nan=False, allow_infinity=False),
-        "calib_method": st.sampled_from(["max", "histogram"]),
+        "calib_method": st.sampled_from(["max", "mine"]),
     },
 )
 descriptors = st.builds(
@@ -265,6 +265,12 @@ def test_learn_amax_true_is_pact():
     assert QuantDescriptor(learn_amax=True) == QuantDescriptor(learn_amax="pact")
 
 
+@pytest.mark.parametrize("num_bits", [(4, 3), (5, 2), (2, 1)], ids=str)
+def test_a_float_format_has_no_power_of_two_scale(num_bits):
+    with pytest.raises(InvalidValueError, match="expected scale_format='float32', got 'power_of_two'"):
+        QuantDescriptor(num_bits, scale_format="power_of_two")
+
+
 def test_one_bit_is_for_schemes():
     assert QuantDescriptor(1, scheme="bnn").num_bits == 1
 
@@ -390,3 +396,24 @@ def test_str(fields, text):
 def test_repr_evaluates_to_an_equal_descriptor():
     descriptor = QuantDescriptor(4, "w", axis=0, amax=[1.0, 2.0], scale_amax=0.5)
     assert eval(repr(descriptor)) == descriptor
+
+
+@pytest.mark.parametrize(("read", "text"), [(QuantDescriptor.from_json, "{"), (QuantDescriptor.from_yaml, "a: [")])
+def test_a_text_that_is_none_is_refused(read, text):
+    with pytest.raises(InvalidValueError, match="text: expected"):
+        read(text)
+
+
+def test_a_block_axis_of_numpy_is_an_int():
+    grid = QuantDescriptor(8, block_size=32, block_axis=np.int64(1))
+    assert QuantDescriptor.from_json(grid.to_json()) == grid
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"num_bits": 2, "scheme": "twn", "scale_amax": 0.5}, {"block_size": 32, "calib_method": "histogram"}],
+    ids=["a scheme has its own scale", "a histogram a block"],
+)
+def test_what_would_have_no_effect_or_not_fit_is_refused(fields):
+    with pytest.raises(InvalidValueError, match="expected (scale_amax=None|calib_method='max')"):
+        QuantDescriptor(**fields)

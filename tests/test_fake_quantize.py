@@ -291,6 +291,12 @@ def test_straight_through_returns_the_value():
     assert torch.equal(straight_through(x, value, torch.ones(5, dtype=torch.bool)), value)
 
 
+def test_straight_through_without_a_mask_passes_the_gradient():
+    x = torch.randn(2, requires_grad=True)
+    straight_through(x, torch.zeros(2)).backward(torch.tensor([2.0, torch.inf]))
+    assert x.grad.tolist() == [2.0, torch.inf]
+
+
 def test_straight_through_masks_the_gradient():
     x = torch.randn(3, requires_grad=True)
     straight_through(x, torch.zeros(3), torch.tensor([True, False, True])).backward(torch.tensor([2.0, 3.0, 4.0]))
@@ -325,7 +331,35 @@ def test_e4m3_keeps_the_dtype(dtype):
     assert result.tolist() == [1.75, -3.25]
 
 
-def test_e4m3_gradient_passes_up_to_the_largest_number():
-    x = torch.tensor([-225.0, -224.0, 0.0, 224.0, 225.0], requires_grad=True)
-    fake_quantize_float(x, torch.tensor(0.5), (4, 3)).backward(torch.full((5,), 3.0))
+floats = pytest.mark.parametrize(("num_bits", "high"), [((4, 3), 448), ((5, 2), 57344), ((2, 1), 6)], ids=str)
+
+
+@floats
+@dtypes
+@pytest.mark.parametrize("scale", [torch.tensor(0.5), torch.full((5,), 0.5)], ids=["tensor", "channel"])
+def test_a_float_gradient_passes_up_to_the_largest_number(num_bits, high, scale, dtype):
+    x = torch.tensor([-1.01, -1.0, 0.0, 1.0, 1.01]).mul(high / 2).to(dtype).requires_grad_()
+    fake_quantize_float(x, scale, num_bits).backward(torch.tensor([torch.inf, 3.0, 3.0, 3.0, torch.nan], dtype=dtype))
     assert x.grad.tolist() == [0.0, 3.0, 3.0, 3.0, 0.0]
+    assert x.grad.dtype == dtype
+
+
+@floats
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_float_range_has_a_gradient_at_its_end_however_its_scale_is_rounded(num_bits, high, per_channel):
+    ends = torch.rand(100) + 0.5
+    for x in (ends,) if per_channel else ends:
+        leaf = x.clone().requires_grad_()
+        fake_quantize_float(leaf, x / high, num_bits).sum().backward()
+        assert leaf.grad.all()
+
+
+@pytest.mark.parametrize("num_bits", [(4, 3), (2, 1)], ids=str)
+@pytest.mark.parametrize("scale", [torch.tensor(0.01), torch.full((4, 1), 0.01)], ids=["tensor", "channel"])
+def test_a_compiled_float_operator_is_one_graph_with_the_same_gradient(num_bits, scale):
+    torch.compiler.reset()
+    x = torch.linspace(-6, 6, 32).reshape(4, 8).requires_grad_()
+    values = torch.compile(fake_quantize_float, fullgraph=True, backend="aot_eager")(x, scale, num_bits)
+    expected = fake_quantize_float(x, scale, num_bits)
+    assert torch.equal(values, expected)
+    assert torch.equal(*(torch.autograd.grad(v.sum(), x)[0] for v in (values, expected)))

@@ -335,5 +335,6 @@ def test_weights_of_lsq_plus_start_at_three_sigma():
     assert amax.tolist() == pytest.approx([7 * 1.1 / 8] * 2)
 
 
-def test_the_gradient_scale_is_that_of_lsq():
-    assert arithmetic.lsq_gradient_scale(1000, 127) == pytest.approx(1 / math.sqrt(127_000))
+@pytest.mark.parametrize(("count", "expected"), [(1000, 1 / math.sqrt(127_000)), (0, 1 / math.sqrt(127))])
+def test_the_gradient_scale_is_that_of_lsq(count, expected):
+    assert arithmetic.lsq_gradient_scale(count, 127) == pytest.approx(expected)

@@ -6,6 +6,7 @@ affine          the same with a zero point
 floats          8-bit and 4-bit floats
 codes           a tensor as codes, scale and zero point
 ranges          amax, its shape, and the scale that it gives
+reductions      the extremes of what shares a range; as rows
 power_of_two    scales that are powers of two
 microscaling    scales of MX and NVFP4 blocks
 blocks          consecutive elements that share a range
@@ -20,16 +21,19 @@ learned_ranges  where LSQ and LSQ+ start, and how far they step
 
 from fakequant.arithmetic.affine import affine_parameters, dequantize_affine, quantize_affine
 from fakequant.arithmetic.binary import binary_codes, scaled_binary_codes
-from fakequant.arithmetic.blocks import as_blocks, block_shape, from_blocks, over_blocks
+from fakequant.arithmetic.blocks import as_blocks, block_shape, from_blocks, over_blocks, per_block
 from fakequant.arithmetic.codes import Codes
 from fakequant.arithmetic.dorefa import dorefa_codes, dorefa_squashed, quantize_gradient
-from fakequant.arithmetic.floats import FLOAT_MAX, FP8_E4M3_MAX, quantize_float
+from fakequant.arithmetic.floats import FP8_E4M3_MAX, quantize_float
 from fakequant.arithmetic.grid import (
     GridParameters,
     bounds_of,
     codes_on,
     grid_parameters,
+    grouped,
+    in_blocks,
     maxbound_of,
+    out_of_blocks,
     range_of,
     range_shape,
     values_on,
@@ -44,28 +48,35 @@ from fakequant.arithmetic.ranges import (
     DEAD_SCALE,
     Axis,
     check_amax,
+    check_amin,
     kept_axes,
     kept_shape,
+    scale_from_amax,
+)
+from fakequant.arithmetic.reductions import (
+    as_rows,
+    extremes,
+    memory_order,
     reduce_amax,
     reduce_range,
-    scale_from_amax,
 )
 from fakequant.arithmetic.ternary import ternary_codes
 
 __all__ = [
     "DEAD_AMAX",
     "DEAD_SCALE",
-    "FLOAT_MAX",
     "FP8_E4M3_MAX",
     "Axis",
     "Codes",
     "GridParameters",
     "affine_parameters",
     "as_blocks",
+    "as_rows",
     "binary_codes",
     "block_shape",
     "bounds_of",
     "check_amax",
+    "check_amin",
     "codes_in",
     "codes_on",
     "dequantize",
@@ -73,8 +84,11 @@ __all__ = [
     "dorefa_codes",
     "dorefa_squashed",
     "e8m0_scale",
+    "extremes",
     "from_blocks",
     "grid_parameters",
+    "grouped",
+    "in_blocks",
     "integer_bounds",
     "kept_axes",
     "kept_shape",
@@ -83,8 +97,11 @@ __all__ = [
     "lsq_plus_weight_amax",
     "maxbound_of",
     "mean_magnitude",
+    "memory_order",
     "nvfp4_scales",
+    "out_of_blocks",
     "over_blocks",
+    "per_block",
     "power_of_two_scale",
     "quantize",
     "quantize_affine",

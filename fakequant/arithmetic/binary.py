@@ -1,8 +1,8 @@
 """Binary grids: two values, +scale and -scale.
 
-``sign(0) = +1``, as in Courbariaux et al. 2016, "Binarized Neural Networks" (arXiv:1602.02830),
-equation 1. The scale is 1 there. Rastegari et al. 2016, "XNOR-Net" (arXiv:1603.05279), equations 5
-and 6: of all ``alpha * sign(w)`` the closest to w has ``alpha = mean |w|``.
+``sign(0) = +1``, as in the deterministic binarization of Courbariaux et al. 2016, "Binarized Neural
+Networks" (arXiv:1602.02830). The scale is 1 there. Rastegari et al. 2016, "XNOR-Net"
+(arXiv:1603.05279): of all ``alpha * sign(w)`` the closest to w has ``alpha = mean |w|``.
 """
 
 import torch

@@ -25,7 +25,7 @@ def as_blocks(x: Tensor, size: int, axis: int = -1) -> Tensor:
     x = x.movedim(_checked(axis, x.ndim), -1)
     missing = -x.shape[-1] % size
     x = F.pad(x, (0, missing)) if missing else x
-    return x.reshape(*x.shape[:-1], -1, size)
+    return x.reshape(*x.shape[:-1], x.shape[-1] // size, size)
 
 
 def from_blocks(blocks: Tensor, shape: Sequence[int], axis: int = -1) -> Tensor:
@@ -50,14 +50,24 @@ def block_shape(shape: Sequence[int], size: int, axis: int = -1) -> tuple[int, .
     return tuple(-(-length // size) if i == axis else length for i, length in enumerate(shape))
 
 
-def over_blocks(per_block: Tensor, axis: int = -1) -> Tensor:
+def over_blocks(bound: Tensor, axis: int = -1) -> Tensor:
     """Return a tensor of ``block_shape``, such as amax, shaped to broadcast against ``as_blocks``.
 
     >>> import torch
     >>> over_blocks(torch.zeros(2, 8), axis=0).shape
     torch.Size([8, 2, 1])
     """
-    return per_block.movedim(axis, -1).unsqueeze(-1)
+    return bound.movedim(axis, -1).unsqueeze(-1)
+
+
+def per_block(bound: Tensor, axis: int = -1) -> Tensor:
+    """Undo ``over_blocks``: return [..., blocks, 1], such as a reduction of ``as_blocks``, in ``block_shape``.
+
+    >>> import torch
+    >>> per_block(torch.zeros(8, 2, 1), axis=0).shape
+    torch.Size([2, 8])
+    """
+    return bound.squeeze(-1).movedim(-1, axis)
 
 
 def _checked(axis: int, ndim: int) -> int:

@@ -1,14 +1,14 @@
 """DoReFa-Net: weights and gradients of k bits.
 
 Zhou et al. 2016 (arXiv:1606.06160). With ``quantize_k(r) = round((2**k - 1) * r) / (2**k - 1)`` on
-[0, 1], equation 5:
+[0, 1]:
 
-- weights, equation 9: ``2 * quantize_k(tanh(w) / (2 * max |tanh(w)|) + 1/2) - 1``; for k = 1,
-  equation 7: ``mean |w| * sign(w)``;
-- gradients, equation 12: ``2 * m * (quantize_k(g / (2 * m) + 1/2 + noise / (2**k - 1)) - 1/2)`` with
-  m the maximum of ``|g|`` over a sample, and noise uniform in [-0.5, 0.5].
+- weights: ``2 * quantize_k(tanh(w) / (2 * max |tanh(w)|) + 1/2) - 1``; for k = 1 ``mean |w| * sign(w)``;
+- gradients: ``2 * m * (quantize_k(g / (2 * m) + 1/2 + noise / (2**k - 1)) - 1/2)`` with m the maximum
+  of ``|g|`` over a sample, and noise uniform in [-0.5, 0.5].
 
-Activations, ``quantize_k(clip(x, 0, 1))``, are an unsigned integer grid of amax 1.
+Activations, ``quantize_k(clip(x, 0, 1))``, are an unsigned integer grid of amax 1. The clip is the
+network's own in the paper; where there is none, the grid's gradient ends half a step beyond 0 and 1.
 """
 
 import torch
@@ -17,15 +17,20 @@ from torch import Tensor
 from fakequant.arithmetic.binary import scaled_binary_codes
 from fakequant.arithmetic.codes import Codes
 from fakequant.arithmetic.integers import integer_bounds
-from fakequant.arithmetic.ranges import DEAD_AMAX, reduce_amax
+from fakequant.arithmetic.ranges import DEAD_AMAX
+from fakequant.arithmetic.reductions import reduce_amax
 
 
-def dorefa_squashed(w: Tensor) -> Tensor:
-    """Return ``tanh(w) / max |tanh(w)|``, in [-1, 1] and float32, with gradient; a dead tensor stays as it is.
+def dorefa_squashed(w: Tensor, num_bits: int) -> Tensor:
+    """Return what is rounded, with gradient: with one bit w as it is, else ``tanh(w) / max |tanh(w)|`` in float32.
 
-    >>> dorefa_squashed(torch.tensor([0.0, -1.0, 1.0]))
+    That is in [-1, 1]; a dead tensor stays as it is.
+
+    >>> dorefa_squashed(torch.tensor([0.0, -1.0, 1.0]), 2)
     tensor([ 0., -1.,  1.])
     """
+    if num_bits == 1:
+        return w
     bent = w.to(torch.float32).tanh()
     if bent.numel() == 0:
         return bent
@@ -33,19 +38,23 @@ def dorefa_squashed(w: Tensor) -> Tensor:
     return bent / torch.where(peak <= DEAD_AMAX, 1.0, peak)
 
 
-def dorefa_codes(w: Tensor, num_bits: int) -> Codes:
+def dorefa_codes(squashed: Tensor, num_bits: int) -> Codes:
     """Return the codes of weights: odd integers from ``-(2**num_bits - 1)`` with scale ``1 / (2**num_bits - 1)``.
 
     They are ``2 * c - (2**num_bits - 1)`` of the paper's codes c from 0 on. One bit has another scale.
 
-    >>> dorefa_codes(torch.tensor([-1.0, 0.3, 1.0]), 2).codes
+    Args:
+        squashed: the weights, ``dorefa_squashed``.
+        num_bits: 1 or more.
+
+    >>> dorefa_codes(dorefa_squashed(torch.tensor([-1.0, 0.3, 1.0]), 2), 2).codes
     tensor([-3.,  1.,  3.])
     """
     if num_bits == 1:
-        return scaled_binary_codes(w)
+        return scaled_binary_codes(squashed)
     _, high = integer_bounds(num_bits, unsigned=True)
-    codes = (dorefa_squashed(w.detach()) / 2 + 0.5).mul_(high).round_()
-    return Codes(codes.mul_(2).sub_(high), torch.tensor(1 / high, device=w.device), None)
+    codes = (squashed.detach() / 2 + 0.5).mul_(high).round_()
+    return Codes(codes.mul_(2).sub_(high), torch.tensor(1 / high, device=squashed.device), None)
 
 
 def quantize_gradient(grad: Tensor, num_bits: int, noise: Tensor) -> Tensor:

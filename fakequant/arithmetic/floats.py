@@ -3,13 +3,10 @@
 import torch
 from torch import Tensor
 
-FP8_E4M3_MAX = 448.0
+from fakequant.descriptor_fields import FLOAT_FORMATS
+
+FP8_E4M3_MAX = FLOAT_FORMATS[4, 3].max
 """Largest finite value of float8 e4m3fn."""
-
-FLOAT_MAX = {(4, 3): FP8_E4M3_MAX, (5, 2): 57344.0, (2, 1): 6.0}
-"""Largest finite value of each format, by (exponent bits, mantissa bits)."""
-
-_DTYPES = {(4, 3): torch.float8_e4m3fn, (5, 2): torch.float8_e5m2}
 
 
 def quantize_float(x: Tensor, scale: Tensor, num_bits: tuple[int, int]) -> Tensor:
@@ -18,7 +15,7 @@ def quantize_float(x: Tensor, scale: Tensor, num_bits: tuple[int, int]) -> Tenso
     Args:
         x: data of any shape and float dtype; NaN stays NaN.
         scale: float32, positive, broadcasts against x.
-        num_bits: one of FLOAT_MAX: FP8 E4M3 (float8 e4m3fn), FP8 E5M2, FP4 E2M1 (OCP Microscaling
+        num_bits: one of FLOAT_FORMATS: FP8 E4M3 (float8 e4m3fn), FP8 E5M2, FP4 E2M1 (OCP Microscaling
             Formats v1.0: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives).
 
     >>> quantize_float(torch.tensor([1.8, -1e6]), torch.tensor(1.0), (4, 3))
@@ -26,9 +23,9 @@ def quantize_float(x: Tensor, scale: Tensor, num_bits: tuple[int, int]) -> Tenso
     >>> quantize_float(torch.tensor([2.4, 5.0, 9.0]), torch.tensor(1.0), (2, 1))
     tensor([2., 4., 6.])
     """
-    high = FLOAT_MAX[num_bits]
+    high, _, dtype = FLOAT_FORMATS[num_bits]
     scaled = x.to(torch.float32).div(scale).clamp_(-high, high)
-    rounded = _round_e2m1(scaled) if num_bits == (2, 1) else scaled.to(_DTYPES[num_bits]).to(torch.float32)
+    rounded = _round_e2m1(scaled) if dtype is None else scaled.to(dtype).to(torch.float32)
     return rounded * scale
 
 

@@ -6,17 +6,16 @@ from typing import NamedTuple
 from torch import Tensor
 
 from fakequant.arithmetic.affine import affine_parameters, dequantize_affine, quantize_affine
-from fakequant.arithmetic.blocks import as_blocks, block_shape, from_blocks, over_blocks
+from fakequant.arithmetic.blocks import as_blocks, block_shape, from_blocks, over_blocks, per_block
 from fakequant.arithmetic.codes import Codes
-from fakequant.arithmetic.floats import FLOAT_MAX
 from fakequant.arithmetic.integers import dequantize, integer_bounds, quantize
 from fakequant.arithmetic.microscaling import e8m0_scale, nvfp4_scales
 from fakequant.arithmetic.power_of_two import power_of_two_scale
-from fakequant.arithmetic.ranges import Axis, kept_shape, reduce_amax, reduce_range, scale_from_amax
+from fakequant.arithmetic.ranges import Axis, kept_shape, scale_from_amax
+from fakequant.arithmetic.reductions import reduce_amax, reduce_range
 from fakequant.descriptor import QuantDescriptor
+from fakequant.descriptor_fields import FLOAT_FORMATS
 from fakequant.errors import InvalidValueError
-
-_LARGEST_EXPONENT = {(4, 3): 8, (5, 2): 15, (2, 1): 2}
 
 
 class GridParameters(NamedTuple):
@@ -51,7 +50,7 @@ def maxbound_of(grid: QuantDescriptor) -> float:
     >>> maxbound_of(QuantDescriptor(8)), maxbound_of(QuantDescriptor((2, 1)))
     (127, 6.0)
     """
-    return FLOAT_MAX[grid.num_bits] if isinstance(grid.num_bits, tuple) else bounds_of(grid)[1]
+    return FLOAT_FORMATS[grid.num_bits].max if isinstance(grid.num_bits, tuple) else bounds_of(grid)[1]
 
 
 def grid_parameters(grid: QuantDescriptor, amax: Tensor, amin: Tensor | None = None) -> GridParameters:
@@ -71,9 +70,10 @@ def grid_parameters(grid: QuantDescriptor, amax: Tensor, amin: Tensor | None = N
         return GridParameters(*affine_parameters(amin, amax, *bounds_of(grid)))
     bits = grid.num_bits
     if grid.scale_format == "e4m3":
-        return GridParameters(nvfp4_scales(amax, amax.max()).scale, None)
+        return GridParameters(nvfp4_scales(amax, reduce_amax(amax)).scale, None)
     if grid.scale_format == "e8m0":
-        exponent = _LARGEST_EXPONENT[bits] if isinstance(bits, tuple) else bits - (1 if grid.unsigned else 2)
+        of_integers = 1 if grid.unsigned else 2
+        exponent = FLOAT_FORMATS[bits].largest_exponent if isinstance(bits, tuple) else bits - of_integers
         return GridParameters(e8m0_scale(amax, exponent), None)
     if grid.scale_format == "power_of_two" and isinstance(bits, int):
         return GridParameters(power_of_two_scale(amax, bits, grid.unsigned), None)
@@ -98,17 +98,40 @@ def range_of(grid: QuantDescriptor, x: Tensor) -> tuple[Tensor, Tensor | None]:
     >>> range_of(QuantDescriptor(8), torch.tensor([-3.0, 1.0]))
     (tensor(3.), None)
     """
-    axis: Axis = grid.axis
-    if grid.block_size is not None:
-        x, axis = as_blocks(x, grid.block_size, grid.block_axis), "tokens"
-    if not grid.affine:
-        amax, amin = reduce_amax(x, axis), None
-    else:
-        amin, amax = reduce_range(x, axis)
+    x, axis = grouped(grid, x)
+    amin, amax = reduce_range(x, axis) if grid.affine else (None, reduce_amax(x, axis))
     if grid.block_size is None:
         return amax, amin
-    back = (bound if bound is None else bound.squeeze(-1).movedim(-1, grid.block_axis) for bound in (amax, amin))
-    return next(back), next(back)  # type: ignore[return-value]
+    return per_block(amax, grid.block_axis), None if amin is None else per_block(amin, grid.block_axis)
+
+
+def grouped(grid: QuantDescriptor, x: Tensor) -> tuple[Tensor, Axis]:
+    """Return x and the axes that keep their range; of blocks, x as blocks.
+
+    >>> import torch
+    >>> x, axis = grouped(QuantDescriptor(4, block_size=2), torch.zeros(3, 8))
+    >>> x.shape, axis
+    (torch.Size([3, 4, 2]), 'tokens')
+    """
+    if grid.block_size is None:
+        return x, grid.axis
+    return as_blocks(x, grid.block_size, grid.block_axis), "tokens"
+
+
+def in_blocks(
+    grid: QuantDescriptor, x: Tensor, scale: Tensor, zero_point: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return data, scale and zero point so that they broadcast: those of a grid with blocks as blocks."""
+    if grid.block_size is None:
+        return x, scale, zero_point
+    axis = grid.block_axis
+    zeros = None if zero_point is None else over_blocks(zero_point, axis)
+    return as_blocks(x, grid.block_size, axis), over_blocks(scale, axis), zeros
+
+
+def out_of_blocks(grid: QuantDescriptor, x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return data of a shape that was taken ``in_blocks`` as it was."""
+    return x if grid.block_size is None else from_blocks(x, shape, grid.block_axis)
 
 
 def codes_on(grid: QuantDescriptor, x: Tensor, amax: Tensor, amin: Tensor | None = None) -> Codes:
@@ -122,16 +145,10 @@ def codes_on(grid: QuantDescriptor, x: Tensor, amax: Tensor, amin: Tensor | None
     tensor([-30.,  10.])
     """
     low, high = bounds_of(grid)
-    scale, zero_point = grid_parameters(grid, amax, amin)
-    steps, zeros = scale, zero_point
-    if grid.block_size is not None:
-        shape, x = x.shape, as_blocks(x, grid.block_size, grid.block_axis)
-        steps = over_blocks(scale, grid.block_axis)
-        zeros = None if zero_point is None else over_blocks(zero_point, grid.block_axis)
-    codes = quantize(x, steps, low, high) if zeros is None else quantize_affine(x, steps, zeros, low, high)
-    if grid.block_size is not None:
-        codes = from_blocks(codes, shape, grid.block_axis)
-    return Codes(codes, scale, zero_point)
+    parameters = grid_parameters(grid, amax, amin)
+    data, scale, zeros = in_blocks(grid, x, *parameters)
+    codes = quantize(data, scale, low, high) if zeros is None else quantize_affine(data, scale, zeros, low, high)
+    return Codes(out_of_blocks(grid, codes, x.shape), *parameters)
 
 
 def values_on(grid: QuantDescriptor, held: Codes) -> Tensor:
@@ -142,10 +159,6 @@ def values_on(grid: QuantDescriptor, held: Codes) -> Tensor:
     >>> values_on(QuantDescriptor(4, block_size=2), held)
     tensor([7.0000, 1.0000, 1.5000])
     """
-    codes, scale, zero_point = held
-    if grid.block_size is not None:
-        codes = as_blocks(codes, grid.block_size, grid.block_axis)
-        scale = over_blocks(scale, grid.block_axis)
-        zero_point = None if zero_point is None else over_blocks(zero_point, grid.block_axis)
-    values = dequantize(codes, scale) if zero_point is None else dequantize_affine(codes, scale, zero_point)
-    return values if grid.block_size is None else from_blocks(values, held.codes.shape, grid.block_axis)
+    codes, scale, zeros = in_blocks(grid, *held)
+    values = dequantize(codes, scale) if zeros is None else dequantize_affine(codes, scale, zeros)
+    return out_of_blocks(grid, values, held.codes.shape)

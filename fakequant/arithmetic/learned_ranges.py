@@ -37,10 +37,10 @@ def lsq_gradient_scale(count: int, high: int) -> float:
     """Return ``1 / sqrt(count * high)``: LSQ's factor on the gradient of a step (LSQ, section 2).
 
     Args:
-        count: weights, or features (elements of one sample), that share the step.
+        count: weights, or features (elements of one sample), that share the step; 0 counts as 1.
         high: highest code.
 
     >>> lsq_gradient_scale(100, 4)
     0.05
     """
-    return 1 / math.sqrt(count * high)
+    return 1 / math.sqrt(max(count, 1) * high)

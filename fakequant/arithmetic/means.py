@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from fakequant.arithmetic.ranges import Axis, kept_axes, kept_shape
+from fakequant.arithmetic.ranges import Axis, kept_shape
+from fakequant.arithmetic.reductions import reduced_axes
 
 
 def mean_magnitude(x: Tensor, axis: Axis = None, where: Tensor | None = None) -> Tensor:
@@ -20,8 +21,7 @@ def mean_magnitude(x: Tensor, axis: Axis = None, where: Tensor | None = None) ->
     """
     magnitude = x.detach().to(torch.float32).abs()
     counted = torch.ones_like(magnitude) if where is None else where.to(torch.float32)
-    keep = kept_axes(axis, x.ndim)
-    reduced = tuple(i for i in range(x.ndim) if i not in keep)
+    reduced = reduced_axes(axis, x.ndim)
     if reduced:
         # By multiplication, not selection: NaN anywhere gives NaN.
         magnitude, counted = ((v.sum(reduced, keepdim=True)) for v in (magnitude * counted, counted))

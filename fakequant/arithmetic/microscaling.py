@@ -24,9 +24,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fakequant.arithmetic.floats import FLOAT_MAX, FP8_E4M3_MAX, quantize_float
+from fakequant.arithmetic.floats import FP8_E4M3_MAX, quantize_float
 from fakequant.arithmetic.power_of_two import power_of_two
 from fakequant.arithmetic.ranges import DEAD_AMAX, DEAD_SCALE, scale_from_amax
+from fakequant.descriptor_fields import FLOAT_FORMATS
 
 _LEAST_E4M3 = 2.0**-9
 """The smallest positive value of float8 e4m3fn."""
@@ -76,7 +77,7 @@ def nvfp4_scales(block_amax: Tensor, tensor_amax: Tensor) -> Nvfp4Scales:
     >>> nvfp4_scales(torch.tensor([6.0, 2.95, 0.0]), torch.tensor(2688.0))
     Nvfp4Scales(block=tensor([1.0000, 0.5000, 0.0020]), tensor=tensor(1.))
     """
-    high = FLOAT_MAX[2, 1]
+    high = FLOAT_FORMATS[2, 1].max
     tensor = scale_from_amax(tensor_amax, FP8_E4M3_MAX * high)
     wanted = block_amax.detach().to(torch.float32) / high / tensor
     return Nvfp4Scales(quantize_float(wanted, torch.ones_like(tensor), (4, 3)).clamp_(min=_LEAST_E4M3), tensor)

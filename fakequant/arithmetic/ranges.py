@@ -63,56 +63,25 @@ def kept_shape(shape: Sequence[int], axis: Axis) -> tuple[int, ...]:
     return tuple(size if i in keep else 1 for i, size in enumerate(shape)) if keep else ()
 
 
-def reduce_amax(x: Tensor, axis: Axis = None) -> Tensor:
-    """Return the largest absolute value without gradient, shaped as ``kept_shape`` says.
-
-    It has x's dtype, or float32 for integers, whose lowest value has no negative. NaN anywhere
-    gives NaN; an empty tensor gives 0.
-
-    >>> reduce_amax(torch.tensor([[1.0, -3.0], [2.0, 0.0]]), axis=0)
-    tensor([[3.],
-            [2.]])
-    """
-    low, high = _extremes(x, axis)
-    return torch.maximum(low.neg(), high)
-
-
-def reduce_range(x: Tensor, axis: Axis = None) -> tuple[Tensor, Tensor]:
-    """Return the smallest and the largest value without gradient, each at least widened to 0.
-
-    Shapes, dtypes, NaN and empty tensors as in ``reduce_amax``.
-
-    >>> reduce_range(torch.tensor([[1.0, -3.0], [2.0, 0.5]]), axis=0)
-    (tensor([[-3.],
-            [ 0.]]), tensor([[1.],
-            [2.]]))
-    """
-    low, high = _extremes(x, axis)
-    return low.clamp(max=0.0), high.clamp(min=0.0)
-
-
-def _extremes(x: Tensor, axis: Axis) -> tuple[Tensor, Tensor]:
-    x = x.detach() if x.is_floating_point() else x.to(torch.float32)
-    shape = kept_shape(x.shape, axis)
-    if x.numel() == 0:
-        return x.new_zeros(shape), x.new_zeros(shape)
-    if not shape:
-        low, high = torch.aminmax(x)
-        return low, high
-    keep = kept_axes(axis, x.ndim)
-    reduced = tuple(i for i in range(x.ndim) if i not in keep)
-    return (x.amin(reduced, keepdim=True), x.amax(reduced, keepdim=True)) if reduced else (x, x)
-
-
 def check_amax(amax: object) -> Tensor:
     """Return amax as a tensor, or raise if it is no range: not numeric, negative, or not finite in float32."""
+    return _checked_end("amax", amax, ">=")
+
+
+def check_amin(amin: object) -> Tensor:
+    """Return amin, the lower end of a range, as a tensor, or raise: not numeric, positive, or not finite."""
+    return _checked_end("amin", amin, "<=")
+
+
+def _checked_end(name: str, end: object, side: str) -> Tensor:
     try:
         # A copy: torch refuses or warns of arrays that are reversed or read-only.
-        tensor = torch.as_tensor(np.array(amax) if isinstance(amax, np.ndarray) else amax)
+        tensor = torch.as_tensor(np.array(end) if isinstance(end, np.ndarray) else end)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidTypeError(f"amax: expected a number, sequence, array or tensor, got {amax!r}") from error
+        raise InvalidTypeError(f"{name}: expected a number, sequence, array or tensor, got {end!r}") from error
     if tensor.numel() == 0 or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise InvalidValueError(f"amax: expected one real value or more, got {amax!r}")
-    if not bool((torch.isfinite(tensor.to(torch.float32)) & (tensor >= 0)).all()):
-        raise InvalidValueError(f"amax: expected finite values >= 0, got {amax!r}")
+        raise InvalidValueError(f"{name}: expected one real value or more, got {end!r}")
+    is_outside = tensor >= 0 if side == ">=" else tensor <= 0
+    if not bool((torch.isfinite(tensor.to(torch.float32)) & is_outside).all()):
+        raise InvalidValueError(f"{name}: expected finite values {side} 0, got {end!r}")
     return tensor.detach()

@@ -12,9 +12,11 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from fakequant.arithmetic import Axis, affine_parameters, bounds_of, kept_axes
+from fakequant.arithmetic import Axis, affine_parameters, as_rows, bounds_of
 from fakequant.calib.calibrator import DataRange
-from fakequant.calib.histogram import BINS, Histogram
+from fakequant.calib.extremes import as_reducible
+from fakequant.calib.histogram import Histogram
+from fakequant.calib.mse import decibels
 from fakequant.calib.percentile import percentile as percentile_of
 from fakequant.descriptor import QuantDescriptor
 from fakequant.errors import InvalidValueError
@@ -40,16 +42,20 @@ class Halves:
     @classmethod
     def of(cls, x: Tensor, axis: Axis = None) -> "Halves":
         """Return the halves of a tensor; axis as for ``Histogram.of``."""
-        keep = kept_axes(axis, x.ndim)
-        reduced = tuple(i for i in range(x.ndim) if i not in keep)
+        rows = as_rows(as_reducible(x), axis)
         halves = []
-        for half in (x, -x):
-            histogram = Histogram.of(half.clamp(min=0), keep or None)
-            histogram.counts[:, 0] -= (half <= 0).sum(reduced).reshape(-1)
+        for half in (rows, -rows):
+            histogram = Histogram.of(half.clamp(min=0), axis=0)
+            histogram.counts[:, 0] -= (half <= 0).sum(1)
             halves.append(histogram)
-        rows = len(halves[0].counts)
-        every = torch.full((rows,), x.numel() // rows, dtype=torch.int64, device=x.device)
-        return cls(Histogram.stack(halves), every)
+        both = Histogram.stack(halves)
+        once = both.extremes._replace(num_nan=both.extremes.num_nan // 2)  # each NaN is in both halves
+        every = torch.full((len(rows),), rows.shape[1], dtype=torch.int64, device=x.device)
+        return cls(dataclasses.replace(both, extremes=once), every)
+
+    def to(self, device: torch.device | str) -> "Halves":
+        """Return the same halves on another device."""
+        return Halves(self.histogram.to(device), self.count.to(device))
 
     def merge(self, other: "Halves") -> "Halves":
         """Return the halves of the data of both."""
@@ -68,10 +74,12 @@ class Halves:
 
 
 def find_range(halves: Halves, grid: QuantDescriptor, method: str, *, percentile: float = 99.99) -> DataRange:
-    """Return both ends of the range of each row, float32 [rows].
+    """Return both ends of the range of each row, float32 [rows] on the halves' device.
+
+    The search runs on the CPU, see ``find_amax``.
 
     Args:
-        halves: of the data.
+        halves: of the data, on any device.
         grid: affine.
         method: one of AFFINE_METHODS; "auto" is "mse".
         percentile: for the method of that name, above 0 and at most 100.
@@ -83,11 +91,10 @@ def find_range(halves: Halves, grid: QuantDescriptor, method: str, *, percentile
     DataRange(amax=tensor([1000.]), amin=tensor([-250.]))
     """
     check_affine_method(method)
-    if method == "percentile":
-        amax, outward = halves.percentile(percentile)
-        return DataRange(amax, -outward)
-    amax, outward = halves.ends
-    return DataRange(amax, -outward) if method == "max" else _least_error(halves, grid, amax, outward)
+    here = halves.to("cpu")
+    amax, outward = here.percentile(percentile) if method == "percentile" else here.ends
+    found = _least_error(here, grid, amax, outward) if method in ("auto", "mse") else DataRange(amax, -outward)
+    return DataRange(*(end.to(halves.count.device) for end in found if end is not None))
 
 
 def check_affine_method(method: str) -> None:
@@ -111,21 +118,18 @@ def affine_error(halves: Halves, grid: QuantDescriptor, found: DataRange) -> Ten
     width = histogram.width.unsqueeze(1)
     unit = scale.repeat(2).to(torch.float64).unsqueeze(1) / width
     steps = torch.cat([high - zero_point, zero_point - low]).to(torch.float64).unsqueeze(1)
-    center = torch.arange(BINS, dtype=torch.float64, device=width.device) + 0.5
-    value = torch.minimum((center / unit).round_(), steps).mul_(unit)
-    squared = (value.sub_(center).square_() * histogram.counts).sum(1) * width.squeeze(1) ** 2
+    centers = histogram.centers
+    value = torch.minimum((centers / unit).round_(), steps).mul_(unit)
+    squared = (value.sub_(centers).square_() * histogram.counts).sum(1) * width.squeeze(1) ** 2
     positive, negative = _two(squared)
     return (positive + negative) / halves.count
 
 
 def affine_sqnr_db(halves: Halves, grid: QuantDescriptor, found: DataRange) -> Tensor:
     """Return the signal-to-quantization-noise ratio of each row, float64 [rows], in dB; +inf without error."""
-    histogram = halves.histogram
-    center = torch.arange(BINS, dtype=torch.float64, device=histogram.counts.device) + 0.5
-    positive, negative = _two((histogram.counts * center**2).sum(1) * histogram.width**2)
+    positive, negative = _two(halves.histogram.energy)
     flat = DataRange(*(end.reshape(-1) for end in found if end is not None))
-    noise = affine_error(halves, grid, flat)
-    return (10 * torch.log10((positive + negative) / halves.count / noise)).where(noise > 0, torch.inf)
+    return decibels((positive + negative) / halves.count, affine_error(halves, grid, flat))
 
 
 def _least_error(halves: Halves, grid: QuantDescriptor, amax: Tensor, outward: Tensor) -> DataRange:

@@ -10,11 +10,12 @@ import abc
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
-from fakequant.arithmetic import Axis, as_blocks
+from fakequant.calib.extremes import Extremes
 from fakequant.descriptor import QuantDescriptor
-from fakequant.errors import CalibrationError, InvalidValueError
+from fakequant.errors import CalibrationError, InvalidTypeError, InvalidValueError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -38,7 +39,7 @@ class Calibrator(abc.ABC):
     Args:
         num_bits: as for ``QuantDescriptor``.
         axis: axis or axes that keep their own range; None for one range per tensor.
-        unsigned: the grid has no negative values; seeing one makes ``compute_amax`` raise.
+        unsigned: the grid has no negative values; seeing one makes ``compute_range`` raise.
         narrow_range: as for ``QuantDescriptor``; it does not change amax.
 
     Attributes:
@@ -72,7 +73,7 @@ class Calibrator(abc.ABC):
         """Forget all data."""
 
     @abc.abstractmethod
-    def compute_amax(self, method: str | None = None, *, percentile: float = 99.99) -> Tensor | None:
+    def compute_range(self, method: str | None = None, *, percentile: float = 99.99) -> DataRange | None:
         """Return the range of the data collected so far, which stays as it is.
 
         Args:
@@ -88,22 +89,24 @@ class Calibrator(abc.ABC):
             CalibrationError: the data held NaN or Inf, or negative values for an unsigned grid.
         """
 
-    def _grouped(self, x: Tensor) -> tuple[Tensor, Axis]:
-        """Return x and the axes that keep their range; of blocks, x as blocks."""
-        grid = self.descriptor
-        if grid.block_size is None:
-            return x, grid.axis
-        return as_blocks(x, grid.block_size, grid.block_axis), "tokens"
+    def compute_amax(self, method: str | None = None, *, percentile: float = 99.99) -> Tensor | None:
+        """Return the largest magnitude of the range; arguments and errors as in ``compute_range``."""
+        found = self.compute_range(method, percentile=percentile)
+        if found is None or found.amin is None:
+            return None if found is None else found.amax
+        return torch.maximum(found.amax, found.amin.abs())
 
-    def compute_range(self, method: str | None = None, *, percentile: float = 99.99) -> DataRange | None:
-        """Return both ends of the range; arguments and errors as in ``compute_amax``."""
-        amax = self.compute_amax(method, percentile=percentile)
-        return None if amax is None else DataRange(amax, None)
+    def __init_subclass__(cls) -> None:
+        if "compute_amax" in vars(cls):  # nothing would call it
+            raise InvalidTypeError(f"{cls.__name__}: expected a compute_range of its own, got a compute_amax")
 
-    def _check_data(self, num_nan: int, num_inf: int, minimum: float) -> None:
-        if num_nan or num_inf:
-            raise CalibrationError(f"the data held {num_nan} NaN and {num_inf} Inf")
-        if self.descriptor.unsigned and not self.descriptor.affine and minimum < 0:
+    def _check_data(self, seen: Extremes) -> None:
+        if seen.num_nan or seen.num_inf:
+            raise CalibrationError(f"the data held {seen.num_nan} NaN and {seen.num_inf} Inf")
+        if not self.descriptor.unsigned or self.descriptor.affine:
+            return
+        minimum = float(seen.minimum.min())
+        if minimum < 0:
             raise CalibrationError(
                 f"the data held negative values (minimum {minimum:.6g}), which an unsigned grid cannot represent"
             )

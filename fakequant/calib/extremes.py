@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fakequant.arithmetic import Axis, kept_axes, kept_shape
+from fakequant.arithmetic import Axis, extremes, kept_shape
 from fakequant.errors import InvalidTypeError
 
 _REDUCIBLE = (torch.float32, torch.float16, torch.bfloat16)
@@ -26,6 +26,20 @@ class Extremes(NamedTuple):
     maximum: Tensor
     num_nan: int
     num_inf: int
+
+    @property
+    def amax(self) -> Tensor:
+        """The largest magnitude of each kept index; 0 where no value is finite."""
+        return torch.maximum(-self.minimum, self.maximum).clamp(min=0.0)
+
+    def merge(self, other: "Extremes") -> "Extremes":
+        """Return the extremes of the data of both."""
+        return Extremes(
+            torch.minimum(self.minimum, other.minimum),
+            torch.maximum(self.maximum, other.maximum),
+            self.num_nan + other.num_nan,
+            self.num_inf + other.num_inf,
+        )
 
 
 def finite_extremes(x: Tensor, axis: Axis = None) -> Extremes:
@@ -48,16 +62,16 @@ def finite_extremes(x: Tensor, axis: Axis = None) -> Extremes:
     if x.numel() == 0:
         nothing = torch.full(shape, math.inf, device=x.device)
         return Extremes(nothing, -nothing, 0, 0)
-    low, high = _span(x, axis)
+    low, high = extremes(x, axis)
     num_nan = num_inf = 0
     # NaN and Inf both reach the result (and make NaN here), so x is only looked through when it may hold some.
     if not bool(((high - low) * 0 == 0).all()):
         num_nan, num_inf = int(x.isnan().sum()), int(x.isinf().sum())
         finite = x.isfinite()
-        low = _span(x.where(finite, math.inf), axis)[0]
-        high = _span(x.where(finite, -math.inf), axis)[1]
+        low = extremes(x.where(finite, math.inf), axis)[0]
+        high = extremes(x.where(finite, -math.inf), axis)[1]
     # Adding 0 turns -0.0 into 0.0: which of the two a reduction returns depends on the order.
-    minimum, maximum = (bound.to(torch.float32).reshape(shape) + 0.0 for bound in (low, high))
+    minimum, maximum = (bound.to(torch.float32) + 0.0 for bound in (low, high))
     return Extremes(minimum, maximum, num_nan, num_inf)
 
 
@@ -67,24 +81,3 @@ def as_reducible(x: Tensor) -> Tensor:
         raise InvalidTypeError(f"x: expected a real tensor, got {x.dtype}")
     x = x.detach()
     return x if x.dtype in _REDUCIBLE else x.to(torch.float32)
-
-
-def flat_in_memory_order(x: Tensor) -> Tensor:
-    """Return all values of x in one dimension, as a view whenever x is dense.
-
-    ``x.flatten()`` copies a channels_last tensor, which costs more than reading it.
-    """
-    if x.is_contiguous():
-        return x.view(-1)
-    return x.permute(sorted(range(x.ndim), key=lambda d: -x.stride()[d])).reshape(-1)
-
-
-def _span(x: Tensor, axis: Axis) -> tuple[Tensor, Tensor]:
-    keep = kept_axes(axis, x.ndim)
-    reduced = tuple(d for d in range(x.ndim) if d not in keep)
-    if not keep:
-        low, high = torch.aminmax(flat_in_memory_order(x))
-        return low, high
-    if not reduced:
-        return x, x
-    return x.amin(reduced), x.amax(reduced)

@@ -14,15 +14,14 @@ in the wrong bin by rounding.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from fakequant.arithmetic import Axis, kept_axes
+from fakequant.arithmetic import Axis, as_rows
 from fakequant.arithmetic.power_of_two import power_of_two
-from fakequant.calib.extremes import as_reducible, finite_extremes, flat_in_memory_order
+from fakequant.calib.extremes import Extremes, as_reducible, finite_extremes
 from fakequant.errors import CalibrationError, InvalidValueError
 
 BINS = 4096
@@ -42,22 +41,16 @@ class Histogram:
     Attributes:
         counts: int64 [rows, BINS].
         exponent: int64 [rows]; a bin of the row is ``2**exponent`` wide.
-        minimum: float32 [rows], exact and signed, over finite values; +inf where none was seen.
-        maximum: float32 [rows], the same; -inf where none was seen.
-        num_nan: NaN seen, all rows together; they are not in counts.
-        num_inf: +Inf and -Inf seen, all rows together; they are not in counts.
+        extremes: exact, of [rows]; the NaN and Inf that it counts are not in counts.
 
     >>> h = Histogram.of(torch.tensor([0.0, -1.0, 3.0])).merge(Histogram.of(torch.tensor([100.0])))
-    >>> h.count, h.amax, h.exponent, h.minimum
+    >>> h.count, h.amax, h.exponent, h.extremes.minimum
     (tensor([4]), tensor([100.]), tensor([-5]), tensor([-1.]))
     """
 
     counts: Tensor
     exponent: Tensor
-    minimum: Tensor
-    maximum: Tensor
-    num_nan: int = 0
-    num_inf: int = 0
+    extremes: Extremes
 
     @classmethod
     def of(cls, x: Tensor, axis: Axis = None) -> "Histogram":
@@ -72,17 +65,17 @@ class Histogram:
             InvalidTypeError: x is complex.
             InvalidValueError: an axis that x does not have.
         """
-        rows = _as_rows(as_reducible(x), axis)
+        rows = as_rows(as_reducible(x), axis)
         extremes = finite_extremes(rows, axis=None if len(rows) == 1 else 0)
-        low, high = extremes.minimum.reshape(-1), extremes.maximum.reshape(-1)
-        exponent = _exponent(_largest_magnitude(low, high))
+        extremes = extremes._replace(minimum=extremes.minimum.reshape(-1), maximum=extremes.maximum.reshape(-1))
+        exponent = _exponent(extremes.amax)
         if extremes.num_nan or extremes.num_inf:
             finite = rows.isfinite()
             counts = _count(rows.where(finite, 0.0), exponent)
             counts[:, 0] -= (~finite).sum(1)
         else:
             counts = _count(rows, exponent)
-        return cls(counts, exponent, low, high, extremes.num_nan, extremes.num_inf)
+        return cls(counts, exponent, extremes)
 
     def merge(self, other: "Histogram") -> "Histogram":
         """Return the histogram of the data of both, row by row: exact, associative and commutative.
@@ -96,10 +89,7 @@ class Histogram:
         return Histogram(
             counts=_widened(self, exponent) + _widened(other, exponent),
             exponent=exponent,
-            minimum=torch.minimum(self.minimum, other.minimum),
-            maximum=torch.maximum(self.maximum, other.maximum),
-            num_nan=self.num_nan + other.num_nan,
-            num_inf=self.num_inf + other.num_inf,
+            extremes=self.extremes.merge(other.extremes),
         )
 
     @staticmethod
@@ -111,29 +101,23 @@ class Histogram:
         """
         if not histograms:
             raise InvalidValueError("histograms: expected one or more, got none")
+        minimum, maximum, num_nan, num_inf = zip(*(h.extremes for h in histograms), strict=True)
         return Histogram(
             counts=torch.cat([h.counts for h in histograms]),
             exponent=torch.cat([h.exponent for h in histograms]),
-            minimum=torch.cat([h.minimum for h in histograms]),
-            maximum=torch.cat([h.maximum for h in histograms]),
-            num_nan=sum(h.num_nan for h in histograms),
-            num_inf=sum(h.num_inf for h in histograms),
+            extremes=Extremes(torch.cat(minimum), torch.cat(maximum), sum(num_nan), sum(num_inf)),
         )
 
     def to(self, device: torch.device | str) -> "Histogram":
         """Return the same histogram on another device."""
-        return dataclasses.replace(
-            self,
-            counts=self.counts.to(device),
-            exponent=self.exponent.to(device),
-            minimum=self.minimum.to(device),
-            maximum=self.maximum.to(device),
-        )
+        minimum, maximum = self.extremes.minimum.to(device), self.extremes.maximum.to(device)
+        extremes = self.extremes._replace(minimum=minimum, maximum=maximum)
+        return Histogram(self.counts.to(device), self.exponent.to(device), extremes)
 
     @property
     def amax(self) -> Tensor:
         """Exact largest finite |x|, float32 [rows]; 0 where nothing was seen."""
-        return _largest_magnitude(self.minimum, self.maximum)
+        return self.extremes.amax
 
     @property
     def count(self) -> Tensor:
@@ -145,18 +129,15 @@ class Histogram:
         """Width of a bin in the unit of the data, float64 [rows]."""
         return power_of_two(self.exponent).to(torch.float64)
 
+    @property
+    def centers(self) -> Tensor:
+        """The middle of each bin in units of its width, float64 [BINS]."""
+        return torch.arange(BINS, dtype=torch.float64, device=self.counts.device) + 0.5
 
-def _as_rows(x: Tensor, axis: Axis) -> Tensor:
-    """Return x as [rows, values]; the order of the values is of no interest here."""
-    keep = kept_axes(axis, x.ndim)
-    if not keep:
-        return flat_in_memory_order(x).unsqueeze(0)
-    x = x.movedim(keep, tuple(range(len(keep))))
-    return x.reshape(math.prod(x.shape[: len(keep)]), math.prod(x.shape[len(keep) :]))
-
-
-def _largest_magnitude(minimum: Tensor, maximum: Tensor) -> Tensor:
-    return torch.maximum(-minimum, maximum).clamp(min=0.0)
+    @property
+    def energy(self) -> Tensor:
+        """The sum of x**2, each value taken at the centre of its bin, float64 [rows]."""
+        return (self.counts * self.centers**2).sum(1) * self.width**2
 
 
 def _exponent(amax: Tensor) -> Tensor:

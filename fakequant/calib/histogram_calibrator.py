@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from fakequant.arithmetic import kept_shape
@@ -11,7 +10,7 @@ from fakequant.calib.calibrator import Calibrator, DataRange, register_calibrato
 from fakequant.calib.histogram import BINS, Histogram
 from fakequant.calib.methods import checked_method
 from fakequant.calib.search import find_amax
-from fakequant.errors import CalibrationError, InvalidValueError
+from fakequant.errors import CalibrationError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -27,6 +26,7 @@ class HistogramCalibrator(Calibrator):
         unsigned: see ``Calibrator``.
         narrow_range: see ``Calibrator``.
 
+    >>> import torch
     >>> calibrator = HistogramCalibrator()
     >>> calibrator.collect(torch.arange(1001.0))
     >>> calibrator.compute_amax("percentile", percentile=50.0), calibrator.compute_amax("max")
@@ -56,8 +56,6 @@ class HistogramCalibrator(Calibrator):
 
     def collect(self, x: Tensor) -> None:
         """Take in one batch; see ``Calibrator.collect``."""
-        if self.descriptor.block_size is not None:
-            raise InvalidValueError("block_size: expected the method 'max', a histogram a block would take 32 KiB")
         if x.numel() > 0:
             axis = self.descriptor.axis
             seen = Halves.of(x, axis) if self.descriptor.affine else Histogram.of(x, axis)
@@ -75,34 +73,27 @@ class HistogramCalibrator(Calibrator):
         self._halves: Halves | None = None
         self._shape: tuple[int, ...] = ()
 
-    def compute_amax(self, method: str | None = None, *, percentile: float = 99.99) -> Tensor | None:
-        """Return the range that a search method finds; see ``Calibrator.compute_amax``.
-
-        The method is a name that ``find_amax`` knows; None means "entropy", and "mse" on an FP8 grid.
-        """
-        if self.descriptor.affine:
-            found = self.compute_range(method, percentile=percentile)
-            return None if found is None or found.amin is None else torch.maximum(found.amax, -found.amin)
-        method = method or ("mse" if self.descriptor.is_float else "entropy")
-        checked_method(method, self.descriptor)
-        seen = self._histogram
-        if seen is None:
-            return None
-        self._check_data(seen.num_nan, seen.num_inf, float(seen.minimum.min()))
-        return find_amax(seen, self.descriptor, method, percentile=percentile).reshape(self._shape)
-
     def compute_range(self, method: str | None = None, *, percentile: float = 99.99) -> DataRange | None:
-        """Return both ends; see ``Calibrator.compute_range``. For an affine grid None means "mse"."""
-        if not self.descriptor.affine:
-            return super().compute_range(method, percentile=percentile)
-        check_affine_method(method or "mse")
-        seen = self._halves
-        if seen is None:
+        """Return the range that a search method finds; see ``Calibrator.compute_range``.
+
+        The method is a name that ``find_amax`` or, for an affine grid, ``find_range`` knows; None means
+        "entropy", and "mse" on a float or affine grid.
+        """
+        grid, halves, histogram = self.descriptor, self._halves, self._histogram
+        method = method or ("mse" if grid.affine or grid.is_float else "entropy")
+        if grid.affine:
+            check_affine_method(method)
+        else:
+            checked_method(method, grid)
+        if halves is not None:
+            self._check_data(halves.histogram.extremes)
+            amax, amin = find_range(halves, grid, method, percentile=percentile)
+        elif histogram is not None:
+            self._check_data(histogram.extremes)
+            amax, amin = find_amax(histogram, grid, method, percentile=percentile), None
+        else:
             return None
-        # Each NaN is in both halves.
-        self._check_data(seen.histogram.num_nan // 2, seen.histogram.num_inf, 0.0)
-        found = find_range(seen, self.descriptor, method or "mse", percentile=percentile)
-        return DataRange(*(end.reshape(self._shape) for end in found if end is not None))
+        return DataRange(amax.reshape(self._shape), None if amin is None else amin.reshape(self._shape))
 
     def _add(self, seen: Histogram | Halves, shape: tuple[int, ...]) -> None:
         before = self._halves if isinstance(seen, Halves) else self._histogram

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
+from fakequant.arithmetic import grouped, per_block
 from fakequant.calib.calibrator import Calibrator, DataRange, register_calibrator
 from fakequant.calib.extremes import Extremes, finite_extremes
 from fakequant.errors import CalibrationError, InvalidValueError
@@ -24,6 +24,7 @@ class MaxCalibrator(Calibrator):
         track_amax: also keep the amax of every batch, in ``amaxs``.
         narrow_range: see ``Calibrator``.
 
+    >>> import torch
     >>> calibrator = MaxCalibrator(8, None, False)
     >>> calibrator.collect(torch.tensor([1.0, -3.0])), calibrator.compute_amax()
     (None, tensor(3.))
@@ -53,13 +54,13 @@ class MaxCalibrator(Calibrator):
         """Take in one batch; see ``Calibrator.collect``."""
         if x.numel() == 0:
             return
-        batch = finite_extremes(*self._grouped(x))
+        batch = finite_extremes(*grouped(self.descriptor, x))
         if self.descriptor.block_size is not None:
-            low, high = (end.squeeze(-1).movedim(-1, self.descriptor.block_axis) for end in batch[:2])
+            low, high = (per_block(end, self.descriptor.block_axis) for end in batch[:2])
             batch = batch._replace(minimum=low, maximum=high)
         self._add(batch)
         if self._amaxs is not None:
-            self._amaxs.append(_amax(batch))
+            self._amaxs.append(batch.amax)
 
     def merge(self, other: "Self") -> None:
         """Take in all that another calibrator has seen; see ``Calibrator.merge``."""
@@ -73,24 +74,20 @@ class MaxCalibrator(Calibrator):
         self._seen = None
         self._amaxs = None if self._amaxs is None else []
 
-    def compute_amax(self, method: str | None = None, *, percentile: float = 99.99) -> Tensor | None:
-        """Return the largest absolute value; see ``Calibrator.compute_amax``. The method is None or "max"."""
+    def compute_range(self, method: str | None = None, *, percentile: float = 99.99) -> DataRange | None:
+        """Return the range of all values; see ``Calibrator.compute_range``. The method is None or "max"."""
         if method not in (None, "max"):
             raise InvalidValueError(
                 f"method: expected None or 'max', got {method!r}: a MaxCalibrator keeps maxima only; "
                 "collect with a HistogramCalibrator (calib_method='histogram')"
             )
-        if self._seen is None:
+        seen = self._seen
+        if seen is None:
             return None
-        self._check_data(self._seen.num_nan, self._seen.num_inf, float(self._seen.minimum.min()))
-        return _amax(self._seen)
-
-    def compute_range(self, method: str | None = None, *, percentile: float = 99.99) -> DataRange | None:
-        """Return both ends; see ``Calibrator.compute_range``."""
-        amax = self.compute_amax(method, percentile=percentile)
-        if amax is None or self._seen is None or not self.descriptor.affine:
-            return super().compute_range(method, percentile=percentile)
-        return DataRange(self._seen.maximum.clamp(min=0.0), self._seen.minimum.clamp(max=0.0))
+        self._check_data(seen)
+        if not self.descriptor.affine:
+            return DataRange(seen.amax, None)
+        return DataRange(seen.maximum.clamp(min=0.0), seen.minimum.clamp(max=0.0))
 
     def _add(self, batch: Extremes) -> None:
         seen = self._seen
@@ -102,21 +99,12 @@ class MaxCalibrator(Calibrator):
                 f"amax shape: expected {tuple(seen.minimum.shape)} as in the batches before, "
                 f"got {tuple(batch.minimum.shape)}"
             )
-        self._seen = Extremes(
-            torch.minimum(seen.minimum, batch.minimum),
-            torch.maximum(seen.maximum, batch.maximum),
-            seen.num_nan + batch.num_nan,
-            seen.num_inf + batch.num_inf,
-        )
+        self._seen = seen.merge(batch)
 
     def __str__(self) -> str:
         return f"MaxCalibrator(track_amax={self._amaxs is not None})"
 
     def _state(self) -> str:
-        amax = None if self._seen is None else _amax(self._seen)
+        amax = None if self._seen is None else self._seen.amax
         tracked = "" if self._amaxs is None else f" amaxs={self._amaxs}"
         return f"calib_amax={amax} track_amax={self._amaxs is not None}{tracked}"
-
-
-def _amax(extremes: Extremes) -> Tensor:
-    return torch.maximum(-extremes.minimum, extremes.maximum).clamp(min=0.0)

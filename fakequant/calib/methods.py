@@ -17,27 +17,27 @@ from fakequant.descriptor import QuantDescriptor
 from fakequant.errors import InvalidValueError
 
 Search: TypeAlias = Callable[[Histogram, QuantDescriptor, float], Tensor]
-"""(histogram, descriptor, percentile) -> amax, float32 [rows], never above ``histogram.amax``."""
+"""(histogram, descriptor, percentile) -> amax, float32 [rows]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchMethod:
-    """A registered search; ``fp8`` says whether it makes sense on a float8 grid."""
+    """A registered search; ``on_floats`` says whether it makes sense on a float grid, FP8 or FP4."""
 
     search: Search
-    fp8: bool
+    on_floats: bool
 
 
 METHODS: dict[str, SearchMethod] = {}
 
 
-def search_method(name: str, *, fp8: bool = True) -> Callable[[Search], Search]:
+def search_method(name: str, *, on_floats: bool = True) -> Callable[[Search], Search]:
     """Register the decorated function under a name; a name that is taken raises InvalidValueError."""
 
     def register(search: Search) -> Search:
         if name in METHODS:
             raise InvalidValueError(f"search method: expected a new name, got {name!r}, which is registered")
-        METHODS[name] = SearchMethod(search, fp8)
+        METHODS[name] = SearchMethod(search, on_floats)
         return search
 
     return register
@@ -45,14 +45,14 @@ def search_method(name: str, *, fp8: bool = True) -> Callable[[Search], Search]:
 
 def methods_for(descriptor: QuantDescriptor) -> dict[str, SearchMethod]:
     """Return the methods that work on the descriptor's grid, by name."""
-    return {name: method for name, method in METHODS.items() if method.fp8 or not descriptor.is_float}
+    return {name: method for name, method in METHODS.items() if method.on_floats or not descriptor.is_float}
 
 
 def checked_method(name: str, descriptor: QuantDescriptor) -> SearchMethod:
     """Return the method of that name, or raise InvalidValueError with the names that work."""
     known = methods_for(descriptor)
     if name not in known:
-        grid = "FP8 " if descriptor.is_float else ""
+        grid = "float " if descriptor.is_float else ""
         raise InvalidValueError(f"{grid}calibration method: expected one of {sorted(known)}, got {name!r}")
     return known[name]
 

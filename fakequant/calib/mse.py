@@ -89,27 +89,31 @@ def quantization_error(histogram: Histogram, amax: Tensor, magnitudes: Tensor) -
     """
     magnitudes = magnitudes.to(histogram.counts.device, torch.float64)
     scale = scale_from_amax(amax.reshape(-1), float(magnitudes[-1])).to(torch.float64)
-    return _mean(histogram, _squared_error(histogram, scale / histogram.width, magnitudes))
+    return _mean(histogram, _squared_error(histogram, scale / histogram.width, magnitudes) * histogram.width**2)
 
 
 def signal_power(histogram: Histogram) -> Tensor:
     """Return the mean of x**2, float64 [rows], in squared units of the data; 0 for a row without data."""
-    return _mean(histogram, (histogram.counts * _centers(histogram) ** 2).sum(1))
+    return _mean(histogram, histogram.energy)
+
+
+def decibels(signal: Tensor, noise: Tensor) -> Tensor:
+    """Return the ratio of two powers in dB; +inf without noise.
+
+    >>> decibels(torch.tensor([100.0, 0.0]), torch.tensor([1.0, 0.0]))
+    tensor([20., inf])
+    """
+    return (10 * torch.log10(signal / noise)).where(noise > 0, torch.inf)
 
 
 def _mean(histogram: Histogram, total: Tensor) -> Tensor:
-    """Return sums over squared bins as means over values. A row of zeros has exactly 0, not its bin's centre."""
-    mean = total / histogram.count * histogram.width**2
-    return mean.where(histogram.amax > 0, 0.0)
-
-
-def _centers(histogram: Histogram) -> Tensor:
-    return torch.arange(BINS, dtype=torch.float64, device=histogram.counts.device) + 0.5
+    """Return sums over values as means. A row of zeros has exactly 0, not its bin's centre."""
+    return (total / histogram.count).where(histogram.amax > 0, 0.0)
 
 
 def _squared_error(histogram: Histogram, scale: Tensor, magnitudes: Tensor) -> Tensor:
     """Return the summed squared error for one scale a row (float64 [rows], in bins), in squared bins."""
-    centers, scale = _centers(histogram), scale.unsqueeze(1)
+    centers, scale = histogram.centers, scale.unsqueeze(1)
     code = torch.bucketize(centers / scale, (magnitudes[1:] + magnitudes[:-1]) / 2)
     return (histogram.counts * (centers - magnitudes[code] * scale) ** 2).sum(1)
 

@@ -7,7 +7,7 @@ from fakequant.arithmetic import grid_parameters, maxbound_of
 from fakequant.calib.histogram import Histogram
 from fakequant.calib.magnitudes import magnitudes
 from fakequant.calib.methods import METHODS, checked_method, methods_for, search_method
-from fakequant.calib.mse import quantization_error, signal_power
+from fakequant.calib.mse import decibels, quantization_error, signal_power
 from fakequant.descriptor import QuantDescriptor
 
 _AUTO_ORDER = ("max", "entropy", "percentile", "mse")
@@ -20,13 +20,13 @@ def find_amax(histogram: Histogram, descriptor: QuantDescriptor, method: str, *,
 
     Args:
         histogram: of [rows], on any device.
-        descriptor: the grid; only num_bits and unsigned matter.
+        descriptor: the grid; only num_bits, unsigned and scale_format matter.
         method: "max", "entropy", "percentile", "mse", "auto" or any other registered name.
         percentile: for the method of that name, above 0 and at most 100.
 
     Returns:
-        amax, float32 [rows] on the histogram's device; never above ``histogram.amax``; 0 for a
-        row without data.
+        amax, float32 [rows] on the histogram's device; never above ``histogram.amax``, but for "lsq"; 0
+        for a row without data.
 
     Raises:
         InvalidValueError: an unknown method, or one that does not work on this grid; a bad percentile.
@@ -52,8 +52,7 @@ def sqnr_db(histogram: Histogram, amax: Tensor, descriptor: QuantDescriptor) -> 
     tensor([48.], dtype=torch.float64)
     """
     noise = quantization_error(histogram, _in_use(amax, descriptor), magnitudes(descriptor))
-    ratio = 10 * torch.log10(signal_power(histogram) / noise)
-    return ratio.where(noise > 0, torch.inf)
+    return decibels(signal_power(histogram), noise)
 
 
 @search_method("auto")

@@ -40,8 +40,8 @@ _hardtanh_backward = torch.ops.aten.hardtanh_backward
 def lsq(x: Tensor, amax: Tensor, low: int, high: int, count: int) -> Tensor:
     """Return x rounded to the grid ``amax / high * {low..high}``, with the gradients of LSQ.
 
-    Source: Esser et al. 2020, "Learned Step Size Quantization" (arXiv:1902.08153), equations 3 and
-    5: with ``v = x / s`` the step gets ``round(v) - v`` where ``low < v < high``, low or high
+    Source: Esser et al. 2020, "Learned Step Size Quantization" (arXiv:1902.08153), section 2:
+    with ``v = x / s`` the step gets ``round(v) - v`` where ``low < v < high``, low or high
     elsewhere, all times ``1 / sqrt(count * high)``; x gets its gradient where ``low < v < high``.
 
     Args:
@@ -66,9 +66,9 @@ def lsq(x: Tensor, amax: Tensor, low: int, high: int, count: int) -> Tensor:
 def lsq_plus(x: Tensor, amin: Tensor, amax: Tensor, low: int, high: int, count: int) -> Tensor:
     """Return x rounded to an affine grid over [amin, amax], with the gradients of LSQ+.
 
-    Source: Bhalgat et al. 2020, "LSQ+" (arXiv:2004.09576), equations 4 to 7: with ``v = (x - beta) / s``
-    the step has the gradient of LSQ, and the offset beta gets 1 where not ``low < v < high``. The
-    authors name no scale of these gradients; that of LSQ is applied to both.
+    Source: Bhalgat et al. 2020, "LSQ+" (arXiv:2004.09576): with ``v = (x - beta) / s`` the step has
+    the gradient of LSQ, and the offset beta gets 1 where not ``low < v < high``. The authors name no
+    scale of these gradients; that of LSQ is applied to both.
 
     Their offset is any float. A file has an integer zero point, ``round(low - amin / s)``, so the
     offset in use is ``-zero_point * s``, at most half a step away. The formulas are taken at that
@@ -210,7 +210,7 @@ def _sums(rule: _Rule, x: Tensor, grad: Tensor, *grid: Tensor) -> tuple[Tensor, 
         to_x = torch.empty_like(x, dtype=torch.float32)
         first, second = rule(x, grad, to_x, *grid)
     elif grid[0].numel() == 1:
-        order = sorted(range(x.ndim), key=lambda d: x.stride()[d], reverse=True)  # in memory: a dense x is not copied
+        order = arithmetic.memory_order(x)  # a dense x is not copied
         flat_x, flat_grad = (v.permute(order).reshape(-1) for v in (x, grad))
         to_x = torch.empty_like(flat_x, dtype=torch.float32)
         first, second = _by_chunks(rule, (flat_x, flat_grad, to_x), [v.reshape(()) for v in grid], _CHUNK)

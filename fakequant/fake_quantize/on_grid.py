@@ -23,13 +23,8 @@ def fake_quantize_on(grid: QuantDescriptor, x: Tensor, amax: Tensor, amin: Tenso
     >>> fake_quantize_on(QuantDescriptor(4, block_size=2), torch.tensor([7.0, 0.6, 0.3, 0.1]), torch.tensor([7.0, 0.7]))
     tensor([7.0000, 1.0000, 0.3000, 0.1000])
     """
-    scale, zero_point = arithmetic.grid_parameters(grid, amax, amin)
-    if grid.block_size is None:
-        return _fake_quantize(grid, x, scale, zero_point)
-    blocks = arithmetic.as_blocks(x, grid.block_size, grid.block_axis)
-    scale = arithmetic.over_blocks(scale, grid.block_axis)
-    zero_point = None if zero_point is None else arithmetic.over_blocks(zero_point, grid.block_axis)
-    return arithmetic.from_blocks(_fake_quantize(grid, blocks, scale, zero_point), x.shape, grid.block_axis)
+    data, scale, zero_point = arithmetic.in_blocks(grid, x, *arithmetic.grid_parameters(grid, amax, amin))
+    return arithmetic.out_of_blocks(grid, _fake_quantize(grid, data, scale, zero_point), x.shape)
 
 
 def fake_quantize_learned(

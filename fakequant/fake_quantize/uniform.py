@@ -2,7 +2,8 @@
 
 The gradient is the straight-through estimator (Bengio, Leonard and Courville 2013,
 arXiv:1308.3432) restricted to the grid: it passes unchanged where x rounds to a code
-without being clamped, and is zero elsewhere, as in torch.fake_quantize_per_tensor_affine.
+without being clamped, and is zero elsewhere, as in torch.fake_quantize_per_tensor_affine; only
+exactly half a step below an even lowest code, which rounds up to it, torch still passes it.
 """
 
 from typing import Any
@@ -11,39 +12,18 @@ import torch
 from torch import Tensor
 
 from fakequant import arithmetic
+from fakequant.fake_quantize.ste import ClippedStraightThrough
 from fakequant.onnx_ops import as_constant, is_exporting, quantize_dequantize, torchscript_quantize_dequantize
 
 
-class _FakeQuantize(torch.autograd.Function):
-    """arithmetic's quantize and dequantize, and their STE. Keeps x and scale for backward, and nothing else."""
+class _FakeQuantize(ClippedStraightThrough):
+    """arithmetic's quantize and dequantize, and their STE."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
         ctx.save_for_backward(x, scale)
         ctx.edges = low - 0.5, high + 0.5
         return arithmetic.quantize(x, scale, low, high).mul_(scale).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        x, scale = ctx.saved_tensors
-        low, high = ctx.edges
-        hardtanh_backward = torch.ops.aten.hardtanh_backward
-        compiling, on_cpu = torch.compiler.is_compiling(), x.device.type == "cpu"
-        if on_cpu and not compiling and type(scale) is Tensor and scale.numel() == 1:
-            # Edges as numbers spare a pass over memory. Not on an accelerator: float() would wait for it.
-            step = float(scale)
-            return hardtanh_backward(grad, x, low * step, high * step), None, None, None
-        position = x.to(torch.float32) / scale
-        if on_cpu and compiling:
-            # Adds an empty sum, 0, so that the mask depends on grad and is computed here, from x. Else the
-            # compiler stores a bool mask in forward, and its CPU code for that takes ten times as long.
-            position = position + grad.reshape(-1)[:0].sum()
-        elif grad.dtype == torch.float32 and not torch.is_grad_enabled():
-            # In place: fresh memory costs more than the arithmetic.
-            hardtanh_backward.grad_input(grad, position, low, high, grad_input=position)
-            return position.to(x.dtype), None, None, None
-        return hardtanh_backward(grad, position, low, high).to(x.dtype), None, None, None
 
     @staticmethod
     def symbolic(g: Any, x: Any, scale: Any, low: int, high: int) -> Any:

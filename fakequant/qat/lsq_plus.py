@@ -7,7 +7,7 @@ there, which is ``calibrate(method="mse")``.
 import torch
 from torch import nn
 
-from fakequant.arithmetic import kept_axes
+from fakequant.arithmetic import as_rows, kept_shape
 from fakequant.arithmetic.learned_ranges import lsq_plus_weight_amax
 from fakequant.errors import InvalidValueError
 from fakequant.nn.walk import weights_of_quantizers
@@ -35,9 +35,7 @@ def start_lsq_plus(model: nn.Module) -> None:
     if not learned:
         raise InvalidValueError('model: expected a weight with learn_amax="lsq", got none')
     for quantizer, weight in learned:
-        tensor = weight.tensor.detach().to(torch.float64)
-        keep = kept_axes(quantizer.axis, tensor.ndim)
-        reduced = tuple(i for i in range(tensor.ndim) if i not in keep)
-        mean, std = tensor.mean(reduced, keepdim=bool(keep)), tensor.std(reduced, correction=0, keepdim=bool(keep))
+        rows = as_rows(weight.tensor.detach().to(torch.float64), quantizer.axis)
+        amax = lsq_plus_weight_amax(rows.mean(1), rows.std(1, correction=0), quantizer.num_bits)  # type: ignore[arg-type]
         quantizer.amax = None
-        quantizer.amax = lsq_plus_weight_amax(mean, std, quantizer.num_bits)  # type: ignore[arg-type]
+        quantizer.amax = amax.reshape(kept_shape(weight.tensor.shape, quantizer.axis))

@@ -9,7 +9,8 @@ dorefa   "dorefa": weights of 1 to 8 bits through tanh
 =======  ==============================================================
 
 DoReFa's activations need no scheme: ``QuantDescriptor(k, unsigned=True, amax=1.0)`` is the paper's
-``quantize_k(clip(x, 0, 1))``. Those of XNOR-Net are "bnn".
+``quantize_k(clip(x, 0, 1))``; see ``arithmetic.dorefa``. XNOR-Net's signs of activations are "bnn";
+their scale, the paper's K, is left out.
 """
 
 from fakequant.schemes.bnn import BinarySigns

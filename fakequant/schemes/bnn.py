@@ -13,7 +13,7 @@ from fakequant.schemes.scheme import Scheme, register_scheme, values_in
 class BinarySigns(Scheme):
     """+1 from 0 on, else -1 (Courbariaux et al. 2016, arXiv:1602.02830).
 
-    The gradient is that of the hard tanh: it passes where ``|x| <= 1`` (equation 4).
+    The gradient is that of the hard tanh: it passes where ``|x| <= 1`` (the paper's straight-through estimator).
 
     >>> import torch
     >>> BinarySigns().fake_quantize(torch.tensor([-0.2, 0.0, 3.0]), QuantDescriptor(1, scheme="bnn"))

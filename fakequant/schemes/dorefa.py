@@ -1,6 +1,5 @@
 """Weights of few bits through tanh."""
 
-import torch
 from torch import Tensor
 
 from fakequant import arithmetic
@@ -15,8 +14,9 @@ class DoReFaWeights(Scheme):
     """Weights of 1 to 8 bits (Zhou et al. 2016, arXiv:1606.06160), see ``arithmetic.dorefa_codes``.
 
     The gradient passes straight through the rounding, and exactly through tanh and its maximum, as
-    in the authors' code; with one bit it passes unchanged (equation 8).
+    in the authors' code; with one bit it passes unchanged.
 
+    >>> import torch
     >>> DoReFaWeights().fake_quantize(torch.tensor([-1.0, 0.3, 1.0]), QuantDescriptor(2, scheme="dorefa"))
     tensor([-1.0000,  0.3333,  1.0000])
     """
@@ -32,13 +32,15 @@ class DoReFaWeights(Scheme):
 
     def codes(self, x: Tensor, descriptor: QuantDescriptor) -> Codes:
         """Return an odd number for each weight; -1 or 1 with one bit."""
-        return arithmetic.dorefa_codes(x, _bits(descriptor))
+        num_bits = _bits(descriptor)
+        return arithmetic.dorefa_codes(arithmetic.dorefa_squashed(x.detach(), num_bits), num_bits)
 
     def fake_quantize(self, x: Tensor, descriptor: QuantDescriptor) -> Tensor:
         """Return the weights in [-1, 1], with the paper's gradient."""
-        value = values_in(self.codes(x, descriptor), x.dtype)
-        smooth = x if _bits(descriptor) == 1 else arithmetic.dorefa_squashed(x).to(x.dtype)
-        return straight_through(smooth, value, torch.ones_like(x, dtype=torch.bool))
+        num_bits = _bits(descriptor)
+        squashed = arithmetic.dorefa_squashed(x, num_bits)
+        value = values_in(arithmetic.dorefa_codes(squashed, num_bits), x.dtype)
+        return straight_through(squashed.to(x.dtype), value)
 
 
 def _bits(descriptor: QuantDescriptor) -> int:

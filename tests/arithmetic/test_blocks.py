@@ -7,9 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fakequant import arithmetic
-from fakequant.arithmetic import as_blocks, block_shape, codes_on, from_blocks, over_blocks, range_of, values_on
+from fakequant.arithmetic import (
+    as_blocks,
+    block_shape,
+    codes_on,
+    from_blocks,
+    over_blocks,
+    per_block,
+    range_of,
+    values_on,
+)
 from fakequant.descriptor import QuantDescriptor
 from fakequant.errors import InvalidValueError
+from fakequant.fake_quantize import fake_quantize_on
 
 shapes = st.lists(st.integers(1, 40), min_size=1, max_size=3)
 
@@ -24,9 +34,10 @@ def test_blocks_come_back(shape, size, data):
 @given(shape=shapes, size=st.integers(2, 16), data=st.data())
 def test_scales_have_one_element_a_block(shape, size, data):
     axis = data.draw(st.integers(-len(shape), len(shape) - 1))
-    per_block = torch.zeros(block_shape(shape, size, axis))
+    scales = torch.randn(block_shape(shape, size, axis))
     blocks = as_blocks(torch.randn(shape), size, axis)
-    assert over_blocks(per_block, axis).expand(blocks.shape).shape == blocks.shape
+    assert over_blocks(scales, axis).expand(blocks.shape).shape == blocks.shape
+    assert torch.equal(per_block(over_blocks(scales, axis), axis), scales)
 
 
 def test_an_axis_that_is_not_there_is_refused():
@@ -74,6 +85,19 @@ def test_the_last_block_may_be_smaller():
     amax, amin = range_of(grid, torch.tensor([[1.0, -2.0, 3.0, 4.0, 5.0]]))
     assert amax.tolist() == [[4.0, 5.0]]
     assert amin is None
+
+
+@pytest.mark.parametrize("shape", [(0, 70), (4, 0)], ids=str)
+@pytest.mark.parametrize(
+    "grid",
+    [QuantDescriptor(4, block_size=32), QuantDescriptor((2, 1), block_size=16, scale_format="e4m3")],
+    ids=str,
+)
+def test_an_empty_tensor_stays_empty(grid, shape):
+    x = torch.empty(shape, requires_grad=True)
+    values = fake_quantize_on(grid, x, *range_of(grid, x))
+    values.sum().backward()
+    assert values.shape == x.grad.shape == shape
 
 
 def test_nvfp4_has_one_scale_of_the_tensor_and_e4m3_scales_of_blocks():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fakequant.calib.extremes import finite_extremes, flat_in_memory_order
+from fakequant.calib.extremes import finite_extremes
 from fakequant.errors import InvalidTypeError
 
 
@@ -52,8 +52,3 @@ def test_the_result_shares_no_memory():
 def test_complex_is_refused():
     with pytest.raises(InvalidTypeError, match="real"):
         finite_extremes(torch.ones(1, dtype=torch.complex64))
-
-
-def test_channels_last_is_flattened_without_a_copy():
-    x = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
-    assert flat_in_memory_order(x).data_ptr() == x.data_ptr()

@@ -1,14 +1,21 @@
 import pytest
 import torch
 
-from fakequant.calib import MaxCalibrator
-from fakequant.errors import InvalidValueError
+from fakequant.calib import HistogramCalibrator, MaxCalibrator
+from fakequant.errors import InvalidTypeError, InvalidValueError
 
 
 @pytest.mark.parametrize("method", ["entropy", "mse", "percentile", "auto"])
 def test_a_method_that_needs_a_histogram_is_refused_with_what_to_use(method):
     with pytest.raises(InvalidValueError, match=rf"got '{method}': .*HistogramCalibrator \(calib_method='histogram'\)"):
         MaxCalibrator(8, None, False).compute_amax(method)
+
+
+@pytest.mark.parametrize("base", [MaxCalibrator, HistogramCalibrator])
+def test_a_calibrator_with_a_compute_amax_of_its_own_is_refused(base):
+    """Ranges are read by ``compute_range``: such a method would never be called."""
+    with pytest.raises(InvalidTypeError, match="Tenfold: expected a compute_range of its own, got a compute_amax"):
+        type("Tenfold", (base,), {"compute_amax": lambda self: 10.0})
 
 
 def test_amaxs_has_the_range_of_each_batch():

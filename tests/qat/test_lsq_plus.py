@@ -17,14 +17,15 @@ def quantized(**grid: object) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("axis", [None, 0])
-def test_the_step_is_the_papers(axis):
+@pytest.mark.parametrize(("axis", "kept"), [(None, 0), (0, 1), ((0, 1), 2), ((0, 1, 2, 3), 4)], ids=str)
+def test_the_step_is_the_papers(axis, kept):
     model = quantized(learn_amax="lsq", axis=axis)
     start_lsq_plus(model)
-    weight = model.weight.detach().numpy().astype(np.float64).reshape((1, -1) if axis is None else (5, -1))
-    mean, std = weight.mean(1), weight.std(1)
+    weight = model.weight.detach().numpy().astype(np.float64)
+    weight = weight.reshape(*weight.shape[:kept], -1)
+    mean, std = weight.mean(-1), weight.std(-1)
     step = np.maximum(np.abs(mean - 3 * std), np.abs(mean + 3 * std)) / 2**3
-    np.testing.assert_allclose(model.weight_quantizer.scale.detach().reshape(-1), step, rtol=1e-6)
+    np.testing.assert_allclose(model.weight_quantizer.scale.detach().reshape(step.shape), step, rtol=1e-6)
 
 
 def test_it_replaces_a_calibrated_range():

@@ -6,7 +6,7 @@ import torch
 
 from fakequant import arithmetic
 from fakequant.descriptor import QuantDescriptor
-from fakequant.fake_quantize import fake_quantize
+from fakequant.fake_quantize import fake_quantize, fake_quantize_on
 from fakequant.schemes import scheme_for
 
 TWN, BNN, XNOR = (QuantDescriptor(bits, scheme=name) for name, bits in (("twn", 2), ("bnn", 1), ("xnor", 1)))
@@ -103,7 +103,7 @@ def reference_quantize(r, num_bits):
 
 
 @dorefa_bits
-def test_dorefa_weights_are_equation_9(num_bits):
+def test_dorefa_weights_are_the_papers_formula(num_bits):
     w = torch.randn(1000)
     bent = np.tanh(w.numpy().astype(np.float64))
     expected = 2 * reference_quantize(bent / (2 * np.abs(bent).max()) + 0.5, num_bits) - 1
@@ -151,7 +151,7 @@ def test_one_bit_of_dorefa_is_the_mean_times_the_sign():
     assert gradient.tolist() == [1.0, 2.0, 3.0, 4.0]
 
 
-@pytest.mark.parametrize("num_bits", range(2, 9))
+@dorefa_bits
 def test_activations_of_dorefa_are_an_unsigned_grid_up_to_1(num_bits):
     x = torch.randn(1000, requires_grad=True)
     grid = QuantDescriptor(num_bits, unsigned=True, amax=1.0)
@@ -159,3 +159,16 @@ def test_activations_of_dorefa_are_an_unsigned_grid_up_to_1(num_bits):
     values = fake_quantize(x, scale, *arithmetic.bounds_of(grid))
     expected = reference_quantize(np.clip(x.detach().double().numpy(), 0, 1), num_bits)
     assert np.abs(values.detach().double().numpy() - expected).max() * (2**num_bits - 1) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("bound", "expected"),
+    [(lambda x: x.clamp(0, 1), [0, 0, 1, 1, 0, 0]), (lambda x: x, [0, 1, 1, 1, 1, 0])],
+    ids=["behind the network's clip", "alone, to half a step of 1/3 beyond"],
+)
+def test_the_gradient_of_dorefa_activations_worked_by_hand(bound, expected):
+    x = torch.tensor([-0.2, -0.1, 0.4, 0.9, 1.1, 1.2], requires_grad=True)
+    values = fake_quantize_on(QuantDescriptor(2, unsigned=True), bound(x), torch.tensor(1.0))
+    values.sum().backward()
+    assert values.tolist() == pytest.approx([0, 0, 1 / 3, 1, 1, 1])
+    assert x.grad.tolist() == expected
