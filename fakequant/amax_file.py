@@ -25,9 +25,9 @@ def save_amax(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     ranges = {}
     for name, quantizer in named_quantizers(model):
-        for suffix, end in (("", quantizer.amax), (AMIN, quantizer.amin)):
+        for suffix, end in zip(("", AMIN), quantizer.ends, strict=True):
             if end is not None:
-                ranges[name + suffix] = end.detach().cpu().contiguous()
+                ranges[name + suffix] = end.cpu().contiguous()
     if not ranges:
         raise CheckpointError("model: expected at least one calibrated quantizer, got none")
     target = Path(path)
@@ -66,7 +66,7 @@ def load_amax(model: nn.Module, path: str | os.PathLike[str], *, strict: bool = 
         shape = shapes.get(quantizers[name]) if name in quantizers else None
         if shape is not None and amax.shape not in (shape, ()):
             raise CheckpointError(f"{path}: {name}: expected a range of shape {shape}, got {tuple(amax.shape)}")
-    before = {name: (quantizers[name].amax, quantizers[name].amin) for name in ranges if name in quantizers}
+    before = {name: quantizers[name].ends for name in ranges if name in quantizers}
     try:
         for name in before:
             quantizers[name].amax = None

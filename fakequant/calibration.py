@@ -5,11 +5,9 @@ from the same statistics. Nothing is written into the model unless every range c
 computed.
 """
 
-import contextlib
 import dataclasses
 import itertools
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Sized
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -25,7 +23,7 @@ from fakequant.calib import (
     calibrator_for,
     sqnr_db,
 )
-from fakequant.call_sites import call_sites
+from fakequant.collecting import Collector, collecting, naming
 from fakequant.errors import CalibrationError, InvalidTypeError, InvalidValueError
 from fakequant.nn import TensorQuantizer
 from fakequant.nn.modes import evaluating
@@ -92,12 +90,12 @@ class Calibration:
         """
         for name, weight in self._weights.items():
             if weight is not None:
-                self._calibrators[name] = _calibrator(self._quantizers[name], weight_method)
+                self._calibrators[name] = _calibrator(name, self._quantizers[name], weight_method)
                 self._calibrators[name].collect(weight.tensor)
         found: dict[str, DataRange] = {}
         problems = []
-        for name in self._quantizers:
-            chosen = weight_method if name in self._weights else method
+        for name, quantizer in self._quantizers.items():
+            chosen = _method(quantizer, weight_method if name in self._weights else method)
             try:
                 ends = self._calibrators[name].compute_range(chosen, percentile=percentile)
             except CalibrationError as error:
@@ -186,23 +184,23 @@ def calibrate(
     with every_target(model):
         quantizers = {name: q for name, q in named_quantizers(model) if q.is_enabled and q.is_to_calibrate}
         if not quantizers:
-            raise InvalidValueError("model: expected an enabled quantizer whose range comes from data, got none")
+            raise InvalidValueError(
+                "model: expected an enabled quantizer whose range comes from data, got none; dynamic and fixed ranges "
+                "need no calibration"
+            )
         owners = weights_of_quantizers(model)
-        in_sites = {quantizer for _, site in call_sites(model) for quantizer in site.weight_quantizers}
         # A weight of a functional call is seen where it is used; None stands for "no module to read it from".
-        weights = {name: owners.get(q) for name, q in quantizers.items() if q in owners or q in in_sites}
-        activations = {name: q for name, q in quantizers.items() if q not in owners}
+        weights = {name: owners.get(q) for name, q in quantizers.items() if q.is_weight or q in owners}
+        # Of all, so that a method that one cannot serve is refused before any data is read.
         calibrators = {
-            name: _calibrator(q, weight_method if name in weights else method) for name, q in activations.items()
+            name: _calibrator(name, q, weight_method if name in weights else method) for name, q in quantizers.items()
         }
-        for name in weights:
-            _calibrator(quantizers[name], weight_method)  # an unknown method is refused before any data is read
-        met = _Met()
-        with _collecting(model, activations, calibrators, met), evaluating(model):
-            done = _run(model, data, num_batches, forward or _feed, progress, met)
+        met = {name: calibrator for name, calibrator in calibrators.items() if weights.get(name) is None}
+        with collecting(model, met) as collectors, evaluating(model):
+            done = _run(model, data, num_batches, forward or _feed, progress, collectors)
     if not done:
         raise CalibrationError(f"data: expected at least one batch, got none; no range for {', '.join(quantizers)}")
-    never = [name for name in activations if name not in met.called]
+    never = [collector.name for collector in collectors if not collector.is_called]
     if strict:
         _raise_if([f"{name}: was never called" for name in never])
     seen = {name: q for name, q in quantizers.items() if name not in never}
@@ -211,74 +209,30 @@ def calibrate(
     )
 
 
-def _calibrator(quantizer: TensorQuantizer, method: str) -> Calibrator:
-    """Return a fresh calibrator that can serve the method; checks its name."""
-    kind = "max" if method == "max" else "histogram"
-    calibrator = calibrator_for(quantizer.descriptor.replace(calib_method=kind))
-    calibrator.compute_range(method)
+def _calibrator(name: str, quantizer: TensorQuantizer, method: str) -> Calibrator:
+    """Return a fresh calibrator that can serve the method, or the one that the grid asks for; checks the method."""
+    grid = quantizer.descriptor
+    wanted = _method(quantizer, method)
+    if wanted is None:
+        return calibrator_for(grid)
+    with naming(name):
+        calibrator = calibrator_for(grid.replace(calib_method="max" if wanted == "max" else "histogram"))
+        calibrator.compute_range(wanted)
     return calibrator
 
 
-class _Met:
-    """Which tensors each quantizer meets in one forward: one that is shared meets the same tensor in each layer."""
-
-    def __init__(self) -> None:
-        self.called: set[str] = set()
-        self._tensors: dict[tuple[str, int], tuple[weakref.ref[Tensor], int]] = {}
-
-    def is_new(self, name: str, tensor: Tensor) -> bool:
-        """Whether a quantizer did not meet a tensor before, or it was written to since; from now on it did."""
-        version = 0 if tensor.is_inference() else tensor._version
-        known = self._tensors.get((name, id(tensor)))
-        if known is not None and known[0]() is tensor and known[1] == version:
-            return False
-        self._tensors[name, id(tensor)] = weakref.ref(tensor), version
-        return True
-
-    def forget(self) -> None:
-        """Begin another forward: whoever makes batches may fill a buffer again, unseen by torch."""
-        self._tensors.clear()
-
-
-@contextlib.contextmanager
-def _collecting(
-    model: nn.Module, activations: dict[str, TensorQuantizer], calibrators: dict[str, Calibrator], met: _Met
-) -> Iterator[None]:
-    """Make the model float and its activation quantizers collect; afterwards every switch is as it was."""
-    every = [quantizer for _, quantizer in named_quantizers(model)]
-    switches = [(q, q._disabled, q._if_quant, q._if_calib, q._calibrator) for q in every]
-    hooks = []
-    try:
-        for quantizer in every:
-            quantizer.disable()
-        for name, quantizer in activations.items():
-            quantizer._calibrator = calibrators[name]
-            quantizer.enable()
-            quantizer.disable_quant()
-            quantizer.enable_calib()
-            hooks.append(quantizer.register_forward_pre_hook(_noting(name, met)))
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for quantizer, disabled, if_quant, if_calib, calibrator in switches:
-            quantizer._disabled, quantizer._if_quant, quantizer._if_calib = disabled, if_quant, if_calib
-            quantizer._calibrator = calibrator
-
-
-def _noting(name: str, met: _Met) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    """Return a hook that notes the call and lets the quantizer collect from tensors that it has not met."""
-
-    def note(quantizer: nn.Module, args: tuple[Any, ...]) -> None:
-        met.called.add(name)
-        assert isinstance(quantizer, TensorQuantizer)
-        quantizer._if_calib = not args or met.is_new(name, args[0])
-
-    return note
+def _method(quantizer: TensorQuantizer, method: str) -> str | None:
+    """Return the method of a quantizer; a calibrator that is none of our two knows its own."""
+    return method if quantizer.descriptor.calib_method in ("max", "histogram") else None
 
 
 def _run(
-    model: nn.Module, data: Iterable[Any], num_batches: int | None, forward: Forward, progress: bool, met: _Met
+    model: nn.Module,
+    data: Iterable[Any],
+    num_batches: int | None,
+    forward: Forward,
+    progress: bool,
+    collectors: Iterable[Collector],
 ) -> int:
     total = len(data) if isinstance(data, Sized) else None
     if num_batches is not None:
@@ -287,7 +241,8 @@ def _run(
     with tqdm(total=total, desc="calibrate", unit="batch", disable=not progress) as bar:
         for batch in itertools.islice(data, num_batches):
             forward(model, batch)
-            met.forget()
+            for collector in collectors:
+                collector.forget()
             done += 1
             bar.update()
     return done

@@ -170,3 +170,16 @@ def test_a_weight_range_of_other_channels_is_refused(tmp_path):
 def calibrated(layer):
     fakequant.calibrate(layer, [torch.randn(2, layer.in_features)], progress=False)
     return layer
+
+
+def test_a_learned_range_that_changed_its_sign_comes_back_as_its_magnitude(path):
+    grid = fakequant.QuantDescriptor(4, affine=True, learn_amax="lsq+")
+    quantizer, other = fakequant.TensorQuantizer(grid), fakequant.TensorQuantizer(grid)
+    quantizer.set_range(2.0, -1.0)
+    with torch.no_grad():
+        quantizer._amax.neg_()
+        quantizer._amin.neg_()
+    save_amax(quantizer, path)
+    load_amax(other, path)
+    assert (other.amax.item(), other.amin.item()) == (2.0, -1.0)
+    assert "amax=-1.0000 to 2.0000" in repr(quantizer)

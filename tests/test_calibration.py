@@ -9,12 +9,15 @@ from torch import Tensor, nn
 
 import fakequant
 from fakequant.arithmetic import DEAD_SCALE
+from fakequant.calib import MaxCalibrator, register_calibrator
+from fakequant.calib.calibrator import CALIBRATORS
 from fakequant.calibration import calibrate
 from fakequant.descriptor import QuantDescriptor
 from fakequant.errors import CalibrationError, InvalidTypeError, InvalidValueError
 from fakequant.nn import QuantConv2d, QuantLinear, TensorQuantizer
 from fakequant.nn.walk import named_quantizers
-from fakequant.recipe import Rule, preset
+from fakequant.presets import preset
+from fakequant.recipe import Rule
 
 METHODS = ["max", "entropy", "percentile", "mse", "auto"]
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -637,3 +640,82 @@ def held_bytes(calibration: fakequant.Calibration) -> int:
             queue += vars(value).values()
     assert seen, "found no tensor"
     return sum(seen.values())
+
+
+# Errors name the quantizer, and a calibrator of one's own is used.
+
+
+@pytest.mark.parametrize(
+    ("grid", "method", "message"),
+    [
+        ({"num_bits": (4, 3)}, "entropy", "quantizer: float calibration method"),
+        ({"block_size": 2, "block_axis": -1}, "mse", "quantizer: block_size"),
+    ],
+    ids=["float", "blocks"],
+)
+def test_a_grid_that_a_method_cannot_serve_is_named_before_the_data_is_read(grid, method, message):
+    def data():
+        raise AssertionError("read")
+        yield
+
+    with pytest.raises(InvalidValueError, match=message):
+        run(OneByOne(QuantDescriptor(**grid)), data(), method)
+
+
+def test_another_number_of_channels_is_named():
+    with pytest.raises(CalibrationError, match="quantizer: amax shape: expected .* as in the batches before"):
+        run(OneByOne(QuantDescriptor(8, axis=1)), [torch.ones(2, 3), torch.ones(2, 4)])
+
+
+@pytest.fixture
+def tenfold(monkeypatch):
+    """A calibrator of a user's, which finds ten times the maximum."""
+    monkeypatch.setattr("fakequant.calib.calibrator.CALIBRATORS", dict(CALIBRATORS))
+
+    @register_calibrator("tenfold")
+    class Tenfold(MaxCalibrator):
+        def compute_range(self, method=None, *, percentile=99.99):
+            found = super().compute_range(method, percentile=percentile)
+            return found._replace(amax=found.amax * 10)
+
+
+@pytest.mark.parametrize("method", ["max", "entropy"])
+def test_a_calibrator_of_ones_own_is_used_whatever_the_method(tenfold, method):
+    model = OneByOne(QuantDescriptor(8, calib_method="tenfold"))
+    run(model, [torch.tensor([2.0])], method)
+    assert model.quantizer.amax == 20.0
+
+
+class Twice(OneByOne):
+    """Two layers that share a quantizer read the same tensor; ``write`` changes it in between."""
+
+    def __init__(self, write=lambda x: None) -> None:
+        super().__init__()
+        self.write = write
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.quantizer(x)
+        self.write(x)
+        return self.quantizer(x)
+
+
+@pytest.mark.parametrize(
+    ("write", "seen"), [(lambda x: None, 4), (lambda x: x.add_(1), 8)], ids=["as it is", "written to"]
+)
+def test_a_tensor_that_is_met_again_counts_once(write, seen):
+    model = Twice(write)
+    calibration = run(model, [torch.zeros(4)], "entropy")
+    assert calibration._calibrators["quantizer"].histogram.count.tolist() == [seen]
+
+
+def test_a_buffer_that_is_filled_anew_counts_again():
+    array = np.ones(4, np.float32)
+    model, batch = OneByOne(), torch.from_numpy(array)
+
+    def data():
+        for value in (1.0, 2.0):
+            array[:] = value  # torch does not see it
+            yield batch
+
+    run(model, data())
+    assert model.quantizer.amax == 2.0

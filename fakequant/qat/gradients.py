@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from fakequant.arithmetic import quantize_gradient
@@ -51,26 +52,22 @@ def quantize_gradients(model: nn.Module, num_bits: int) -> QuantizedGradients:
     """
     if not 1 <= num_bits <= 16:
         raise InvalidValueError(f"num_bits: expected 1 to 16, got {num_bits}")
-    layers = [module for module in model.modules() if isinstance(module, QuantMixin)]
+    # The output of a layer that is made of others, such as attention, is that of one of them.
+    layers = [module for module in model.modules() if isinstance(module, QuantMixin) and not _is_made_of_layers(module)]
     if not layers:
         raise InvalidValueError(f"model: expected quantized layers, got none in {type(model).__name__}")
     hook = functools.partial(_quantize_output_gradients, num_bits)
     return QuantizedGradients(layer.register_forward_hook(hook) for layer in layers)
 
 
+def _is_made_of_layers(module: nn.Module) -> bool:
+    return any(isinstance(child, QuantMixin) for child in module.children())
+
+
 def _quantize_output_gradients(num_bits: int, layer: nn.Module, inputs: Any, output: Any) -> None:
-    for tensor in _tensors(output):
-        if tensor.requires_grad:
+    for tensor in pytree.tree_leaves(output):
+        if isinstance(tensor, Tensor) and tensor.requires_grad:
             tensor.register_hook(functools.partial(_quantized, num_bits))
-
-
-def _tensors(output: Any) -> Iterable[Tensor]:
-    """Yield the tensors of a layer's output, which may be a nested tuple."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, tuple | list):
-        for item in output:
-            yield from _tensors(item)
 
 
 def _quantized(num_bits: int, grad: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ moving averages over the batches of training; weights take their extremes as the
 
 from torch import nn
 
+from fakequant.arithmetic import range_of
 from fakequant.errors import InvalidValueError
 from fakequant.nn.walk import named_quantizers, weights_of_quantizers
 
@@ -13,8 +14,10 @@ from fakequant.nn.walk import named_quantizers, weights_of_quantizers
 def follow_ranges(model: nn.Module, momentum: float = 0.01) -> None:
     """Let the range of every activation follow the data from now on, in training mode only.
 
-    A quantizer without a range takes that of its first batch. Learned and fixed ranges stay as they are.
-    The ranges of weights are taken from the weights anew by the next ``calibrate``.
+    A quantizer without a range takes that of its first batch. Learned and fixed ranges stay as they are, and so do
+    those of weights; a weight without a range has that of its own values, until ``freeze_ranges`` keeps it. A
+    checkpoint holds the ranges and not that they follow: call this again after a resume. Quantizers that only
+    another target uses are not called, and keep what they were calibrated to.
 
     Args:
         model: quantized.
@@ -32,13 +35,14 @@ def follow_ranges(model: nn.Module, momentum: float = 0.01) -> None:
     >>> model.input_quantizer.amax
     tensor(2.)
     """
-    if not 0 < momentum <= 1:
-        raise InvalidValueError(f"momentum: expected above 0 and at most 1, got {momentum}")
+    if not isinstance(momentum, int | float) or not 0 < momentum <= 1:
+        raise InvalidValueError(f"momentum: expected a number above 0 and at most 1, got {momentum!r}")
     weights = weights_of_quantizers(model)
     following = [
         quantizer
         for _, quantizer in named_quantizers(model)
-        if quantizer not in weights and quantizer.is_to_calibrate and not quantizer.descriptor.learn_amax
+        if quantizer.is_to_calibrate
+        and not (quantizer.is_weight or quantizer in weights or quantizer.descriptor.learn_amax)
     ]
     if not following:
         raise InvalidValueError("model: expected an activation quantizer whose range comes from data, got none")
@@ -47,6 +51,10 @@ def follow_ranges(model: nn.Module, momentum: float = 0.01) -> None:
 
 
 def freeze_ranges(model: nn.Module) -> None:
-    """Undo ``follow_ranges``: ranges stay as they are now."""
-    for _, quantizer in named_quantizers(model):
+    """Undo ``follow_ranges``: ranges stay as they are now, also those of weights that were never calibrated."""
+    following = [quantizer for _, quantizer in named_quantizers(model) if quantizer.momentum is not None]
+    for quantizer in following:
         quantizer.momentum = None
+    for quantizer, weight in weights_of_quantizers(model).items() if following else ():
+        if quantizer.is_to_calibrate and not (quantizer.is_calibrated or quantizer.descriptor.learn_amax):
+            quantizer.set_range(*range_of(quantizer.descriptor, weight.tensor))

@@ -11,7 +11,7 @@ from torch import nn
 from fakequant.calib import HistogramCalibrator, MaxCalibrator
 from fakequant.descriptor import QuantDescriptor
 from fakequant.errors import CalibrationError, FakeQuantError, InvalidTypeError, InvalidValueError
-from fakequant.nn import TensorQuantizer
+from fakequant.nn import QuantLinear, TensorQuantizer
 
 calibrators = pytest.mark.parametrize("calib_method", ["max", "histogram"])
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -807,3 +807,56 @@ def test_a_checkpoint_with_a_bad_range_is_refused(value):
     with pytest.raises(RuntimeError, match=r"_amax: expected finite values >= 0"):
         quantizer.load_state_dict({"_amax": torch.tensor(value)})
     assert quantizer.amax.item() == 2.0
+
+
+# Another grid
+
+
+@pytest.mark.parametrize("amax", [None, 1.0], ids=["new", "fixed before"])
+def test_a_grid_that_fixes_another_range_sets_it(amax):
+    module = quantizer(amax=amax)
+    module.descriptor = QuantDescriptor(8, amax=2.0)
+    assert module.amax == 2.0
+
+
+def test_a_grid_of_the_same_range_keeps_what_was_set():
+    module = quantizer(amax=1.0)
+    module.amax = 1.5
+    module.num_bits = 4
+    assert module.amax == 1.5
+
+
+def test_a_range_that_is_forgotten_leaves_no_scale():
+    module = TensorQuantizer(QuantDescriptor(8, fake_quant=False))
+    module.amax = 1.0
+    module(torch.ones(2))
+    module.amax = None
+    assert module.scale is None
+
+
+@pytest.mark.parametrize(("amin", "error"), [("x", InvalidTypeError), (1.0, InvalidValueError)])
+def test_a_lower_end_that_is_none_is_refused(amin, error):
+    with pytest.raises(error, match="amin: expected"):
+        quantizer(affine=True).set_range(1.0, amin)
+
+
+# Learned ranges count their elements
+
+
+def test_all_elements_of_a_weight_share_a_step_also_if_it_is_no_parameter(monkeypatch):
+    layer = QuantLinear(3, 2, quant_desc_weight=QuantDescriptor(4, learn_amax="lsq"))
+    layer.weight_quantizer.amax = 1.0
+    counts = []
+
+    def note(grid, x, amax, amin, *, count):
+        counts.append(count)
+        return x
+
+    monkeypatch.setattr("fakequant.nn.modules.tensor_quantizer.fake_quantize_learned", note)
+    torch.func.functional_call(layer, {"weight": torch.ones(2, 3)}, torch.ones(5, 3))
+    assert counts == [6]
+
+
+def test_a_scheme_for_weights_is_refused_for_the_input_of_a_module():
+    with pytest.raises(InvalidValueError, match="quant_desc_input: expected a grid for inputs, got scheme 'twn'"):
+        QuantLinear(3, 2, quant_desc_input=QuantDescriptor(2, scheme="twn"))

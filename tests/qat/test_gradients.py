@@ -6,7 +6,7 @@ from torch import nn
 
 from fakequant.arithmetic import quantize_gradient
 from fakequant.errors import InvalidValueError
-from fakequant.nn import QuantConv2d, QuantLinear
+from fakequant.nn import QuantConv2d, QuantLinear, QuantMultiheadAttention
 from fakequant.qat import quantize_gradients
 
 
@@ -186,3 +186,14 @@ def test_a_model_without_quantized_layers_is_refused():
 def test_a_number_of_bits_out_of_range_is_refused(model, num_bits):
     with pytest.raises(InvalidValueError, match=f"num_bits: expected 1 to 16, got {num_bits}"):
         quantize_gradients(model, num_bits)
+
+
+def test_the_gradient_of_an_attention_gets_noise_once(monkeypatch):
+    torch.manual_seed(0)
+    model = QuantMultiheadAttention(8, 2)
+    calls = []
+    monkeypatch.setattr("fakequant.qat.gradients._quantized", lambda num_bits, grad: calls.append(grad.shape))
+    quantize_gradients(model, 4)
+    x = torch.randn(3, 1, 8)
+    model(x, x, x, need_weights=False)[0].sum().backward()
+    assert len(calls) == 1

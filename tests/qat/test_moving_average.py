@@ -65,15 +65,42 @@ def test_ranges_of_weights_stay():
     assert model.weight_quantizer.amax is None
 
 
+def test_frozen_weights_without_a_range_keep_that_of_their_values():
+    model = linear()
+    follow_ranges(model)
+    step(model, 1.0, 0.0)
+    freeze_ranges(model)
+    assert model.weight_quantizer.amax.flatten().tolist() == model.weight.abs().amax(1).tolist()
+    before = model.weight_quantizer.amax.clone()
+    nn.init.zeros_(model.weight)
+    assert torch.equal(model.weight_quantizer.amax, before)
+
+
+def test_calibrated_ranges_of_weights_stay_when_frozen():
+    model = linear()
+    fakequant.calibrate(model, [torch.ones(1, 2)], progress=False)
+    before = model.weight_quantizer.amax.clone()
+    follow_ranges(model)
+    nn.init.ones_(model.weight)
+    freeze_ranges(model)
+    assert torch.equal(model.weight_quantizer.amax, before)
+
+
+def test_freezing_changes_nothing_where_nothing_follows():
+    model = linear()
+    freeze_ranges(model)
+    assert model.weight_quantizer.amax is None
+
+
 @pytest.mark.parametrize("grid", [{"amax": 2.0}, {"dynamic": True}, {"learn_amax": "lsq"}], ids=str)
 def test_a_model_that_cannot_follow_is_refused(grid):
     with pytest.raises(InvalidValueError, match="expected an activation quantizer whose range comes from data"):
         follow_ranges(linear(**grid))
 
 
-@pytest.mark.parametrize("momentum", [0.0, -0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("momentum", [0.0, -0.1, 1.1, float("nan"), "0.1"])
 def test_a_bad_momentum_is_refused(momentum):
-    with pytest.raises(InvalidValueError, match="momentum: expected above 0 and at most 1"):
+    with pytest.raises(InvalidValueError, match="momentum: expected a number above 0 and at most 1"):
         follow_ranges(linear(), momentum)
 
 
@@ -84,3 +111,46 @@ def test_following_compiles_without_a_graph_break():
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     compiled(torch.tensor([[3.0, 0.0]]))
     assert model.input_quantizer.amax == 2.0
+
+
+@pytest.mark.parametrize("affine", [False, True], ids=["symmetric", "affine"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_step_that_is_not_finite_moves_nothing(value, affine):
+    model = linear(affine=affine)
+    follow_ranges(model, momentum=0.5)
+    step(model, 4.0, -1.0)
+    before = model.input_quantizer.amax.clone(), model.input_quantizer.amin
+    step(model, value, value)
+    assert (model.input_quantizer.amax, model.input_quantizer.amin) == before
+
+
+def test_a_first_step_that_is_not_finite_leaves_the_range_unknown():
+    model = linear()
+    follow_ranges(model)
+    step(model, float("inf"), 0.0)
+    assert model.input_quantizer.amax is None
+
+
+class Function(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 2))
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight)
+
+
+def test_the_weight_of_a_function_does_not_follow():
+    model = Function()
+    fakequant.quantize(model, example_inputs=(torch.ones(1, 2),))
+    follow_ranges(model)
+    moving = [name for name, q in fakequant.nn.walk.named_quantizers(model) if q.momentum is not None]
+    assert moving == ["_call_sites.linear_0.input"]
+
+
+def test_an_empty_batch_moves_nothing():
+    model = linear()
+    follow_ranges(model, momentum=0.5)
+    step(model, 4.0, -1.0)
+    model(torch.zeros(0, 2))
+    assert model.input_quantizer.amax == 4.0

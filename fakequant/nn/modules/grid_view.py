@@ -22,7 +22,7 @@ class GridView:
 
     @property
     def descriptor(self) -> QuantDescriptor:
-        """The grid. Assigning another one keeps the range and empties the calibrator."""
+        """The grid. Assigning another one keeps the range, unless it fixes another, and empties the calibrator."""
         return self._descriptor
 
     @descriptor.setter

@@ -11,8 +11,10 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from fakequant.descriptor import QUANT_DESC_8BIT_PER_TENSOR, QuantDescriptor
+from fakequant.descriptor_fields import UNIFORM
 from fakequant.errors import InvalidTypeError, InvalidValueError
 from fakequant.nn.modules.tensor_quantizer import TensorQuantizer
+from fakequant.schemes import scheme_for
 
 
 def quantizer_name(tensor: str) -> str:
@@ -38,6 +40,19 @@ def checked_grid(name: str, descriptor: object) -> QuantDescriptor:
     return descriptor
 
 
+def checked_input_grid(name: str, descriptor: object) -> QuantDescriptor:
+    """Return the descriptor if a module can use it for an input.
+
+    Raises:
+        InvalidTypeError: no QuantDescriptor.
+        InvalidValueError: one that gives codes, or one of a scheme for weights.
+    """
+    grid = checked_grid(name, descriptor)
+    if grid.scheme != UNIFORM and scheme_for(grid).weights_only:
+        raise InvalidValueError(f"{name}: expected a grid for inputs, got scheme {grid.scheme!r}, which is for weights")
+    return grid
+
+
 class QuantInputMixin(nn.Module):
     """A module with quantizers on its inputs.
 
@@ -61,13 +76,17 @@ class QuantInputMixin(nn.Module):
     @classmethod
     def set_default_quant_desc_input(cls, descriptor: QuantDescriptor) -> None:
         """Set the input grid of instances made from now on, of this class only."""
-        cls.default_quant_desc_input = checked_grid("quant_desc_input", descriptor)
+        cls.default_quant_desc_input = checked_input_grid("quant_desc_input", descriptor)
 
     def init_quantizer(self, quant_desc_input: QuantDescriptor | None = None) -> None:
         """Add the quantizers; None takes the class default."""
-        descriptor = checked_grid("quant_desc_input", quant_desc_input or self.default_quant_desc_input)
+        descriptor = checked_input_grid("quant_desc_input", quant_desc_input or self.default_quant_desc_input)
         for name in self.input_names:
             self.add_module(quantizer_name(name), TensorQuantizer(descriptor))
+
+    def quantized_names(self) -> tuple[str, ...]:
+        """Return the tensors that may have a quantizer, each by the child ``quantizer_name`` says."""
+        return self.input_names
 
     @property
     def input_quantizer(self) -> TensorQuantizer:
@@ -123,14 +142,26 @@ class QuantMixin(QuantInputMixin):
     def init_quantizer(
         self, quant_desc_input: QuantDescriptor | None = None, quant_desc_weight: QuantDescriptor | None = None
     ) -> None:
-        """Add the quantizers; None takes the class default."""
+        """Add the quantizers; None takes the class default.
+
+        Raises:
+            InvalidValueError: the class names a weight that the module has not.
+        """
+        if absent := [name for name in self.weight_names if not isinstance(getattr(self, name, None), Tensor)]:
+            raise InvalidValueError(f"{type(self).__name__}.weight_names: expected parameters of it, got {absent}")
         super().init_quantizer(quant_desc_input)
         descriptor = checked_grid("quant_desc_weight", quant_desc_weight or self.default_quant_desc_weight)
         for name in self.weight_names:
-            self.add_module(quantizer_name(name), TensorQuantizer(descriptor))
+            quantizer = TensorQuantizer(descriptor)
+            quantizer.is_weight = True
+            self.add_module(quantizer_name(name), quantizer)
         device = getattr(self, self.weight_names[0]).device
         for name in (*self.input_names, *self.weight_names):
             self._modules[quantizer_name(name)].to(device)  # type: ignore[union-attr]
+
+    def quantized_names(self) -> tuple[str, ...]:
+        """Return the tensors that may have a quantizer: inputs and weights."""
+        return (*super().quantized_names(), *self.weight_names)
 
     @property
     def weight_quantizer(self) -> TensorQuantizer:

@@ -68,6 +68,12 @@ class RangeState(nn.Module):
         """The lower end of the range, at most 0, shaped like amax. None while unknown, and for a symmetric grid."""
         return getattr(self, AMIN) if AMIN in self.range_keys and self.is_calibrated else None
 
+    @property
+    def ends(self) -> tuple[Tensor | None, Tensor | None]:
+        """(amax, amin) without gradient and with their signs: an optimizer may have turned those of learned ones."""
+        amax, amin = self.amax, self.amin
+        return None if amax is None else amax.detach().abs(), None if amin is None else -amin.detach().abs()
+
     def set_range(self, amax: object, amin: object = None) -> None:
         """Set both ends of the range; amin for an affine grid only.
 
@@ -80,10 +86,9 @@ class RangeState(nn.Module):
             raise InvalidValueError(f"amin: expected {expected}, got {amin!r}")
         new = {AMAX: arithmetic.check_amax(amax)}
         if amin is not None:
-            lower = torch.as_tensor(amin)
-            new[AMIN] = -arithmetic.check_amax(-lower)
-            if lower.shape != new[AMAX].shape:
-                raise InvalidValueError(f"amin: expected shape {tuple(new[AMAX].shape)}, got {tuple(lower.shape)}")
+            new[AMIN] = arithmetic.check_amin(amin)
+            if new[AMIN].shape != new[AMAX].shape:
+                raise InvalidValueError(f"amin: expected shape {tuple(new[AMAX].shape)}, got {tuple(new[AMIN].shape)}")
         for key, value in new.items():
             present = getattr(self, key)
             if present.numel() > 0 and value.shape != present.shape:
@@ -97,16 +102,21 @@ class RangeState(nn.Module):
                     present.copy_(value)
 
     def follow_range(self, amax: Tensor, amin: Tensor | None, momentum: float) -> None:
-        """Move the range towards another one by a share of the way, without gradient; all of it while unknown."""
+        """Move the range towards another one by a share of the way, without gradient; all of it while unknown.
+
+        An end that is not finite, as of a step that overflowed, moves nothing.
+        """
+        ends = [(AMAX, amax), (AMIN, amin)] if amin is not None else [(AMAX, amax)]
         with torch.no_grad():
-            for key, value in ((AMAX, amax), (AMIN, amin)):
-                if value is None:
-                    continue
+            if not self.is_calibrated and not all(bool(end.isfinite().all()) for _, end in ends):
+                return
+            for key, value in ends:
                 present, new = getattr(self, key), value.to(torch.float32)
                 if present.numel() == 0:
                     self._replace(key, new.clone())
                 else:
-                    present.lerp_(new.reshape(present.shape), momentum)
+                    new = new.reshape(present.shape)
+                    present.lerp_(new.where(new.isfinite(), present), momentum)
 
     def _replace(self, key: str, value: Tensor) -> None:
         present = getattr(self, key)
@@ -165,7 +175,7 @@ class RangeState(nn.Module):
             return "dynamic"
         if self._amax.is_meta:
             return "meta"
-        ends = [getattr(self, key) for key in reversed(self.range_keys)]
+        ends = [end for end in reversed(self.ends) if end is not None]
         if self._amax.numel() == 1:
             return " to ".join(f"{end.item():.4f}" for end in ends)
-        return f"[{ends[0].min().item():.4f}, {self._amax.max().item():.4f}]({self._amax.numel()})"
+        return f"[{ends[0].min().item():.4f}, {ends[-1].max().item():.4f}]({self._amax.numel()})"

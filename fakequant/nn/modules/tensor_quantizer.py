@@ -56,12 +56,19 @@ class TensorQuantizer(Switches, GridView, RangeState):
         self._init_switches(disabled, if_quant, if_calib)
         self._init_grid(quant_desc)
         self._dynamic_scale: Tensor | None = None
+        self.is_weight = False
+        """Whether what it quantizes is a weight; set by the module or call site that it belongs to."""
         self.momentum: float | None = None
         """In training, how far each call moves the range towards that of its input; None not at all."""
         self.grids: dict[str, QuantDescriptor] = {}
         """By target, for a quantizer that was placed; see ``fakequant.retarget``."""
-        if quant_desc.amax is not None:
-            self.amax = quant_desc.amax
+
+    def _init_grid(self, descriptor: QuantDescriptor) -> None:
+        before = getattr(self, "_descriptor", None)
+        super()._init_grid(descriptor)
+        if descriptor.amax is not None and descriptor.amax != (None if before is None else before.amax):
+            self.amax = None
+            self.amax = descriptor.amax
 
     # The scale.
 
@@ -138,7 +145,7 @@ class TensorQuantizer(Switches, GridView, RangeState):
         """
         if self._disabled or self.stands_by:
             return inputs
-        if self.momentum is not None and self.training and self.is_to_calibrate:
+        if self.momentum is not None and self.training and self.is_to_calibrate and inputs.numel():
             self.follow_range(*arithmetic.range_of(self._descriptor, inputs), self.momentum)
         if self._if_calib:
             self._calibrator.collect(inputs)
@@ -169,7 +176,7 @@ class TensorQuantizer(Switches, GridView, RangeState):
         if grid.fake_quant:
             return fake_quantize_on(grid, inputs, amax, amin)
         codes = arithmetic.codes_on(grid, inputs, amax, amin)
-        self._dynamic_scale = codes.scale
+        self._dynamic_scale = None if self.is_calibrated else codes.scale
         return arithmetic.codes_in(codes.codes, inputs.dtype, self.bounds[1])
 
     def _range_for(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -207,7 +214,7 @@ class TensorQuantizer(Switches, GridView, RangeState):
 
     def _count(self, inputs: Tensor) -> int:
         """Return how many elements share one step, as LSQ counts: of a weight all, of activations those of a sample."""
-        if isinstance(inputs, nn.Parameter) or inputs.ndim < 2:
+        if self.is_weight or isinstance(inputs, nn.Parameter) or inputs.ndim < 2:
             return inputs.numel() // self._amax.numel()
         return math.prod(inputs.shape[1:])
 

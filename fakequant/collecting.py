@@ -1,0 +1,73 @@
+"""Collecting what the quantizers of a model meet, while it runs as the float model that it was."""
+
+import contextlib
+import weakref
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor, nn
+
+from fakequant.calib import Calibrator
+from fakequant.errors import FakeQuantError
+from fakequant.nn.walk import named_quantizers
+
+
+class Collector:
+    """Stands in for the calibrator of a quantizer, and gives it each tensor of a forward pass once.
+
+    A quantizer that several layers share meets the same tensor in each of them.
+
+    Args:
+        name: of the quantizer, for errors.
+        calibrator: that collects.
+    """
+
+    def __init__(self, name: str, calibrator: Calibrator) -> None:
+        self.name = name
+        self.is_called = False
+        self._calibrator = calibrator
+        self._met: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+
+    def collect(self, x: Tensor) -> None:
+        """Take in a tensor that was not met before, or was written to since."""
+        self.is_called = True
+        version = 0 if x.is_inference() else x._version
+        known = self._met.get(id(x))
+        if known is None or known[0]() is not x or known[1] != version:
+            self._met[id(x)] = weakref.ref(x), version
+            with naming(self.name):
+                self._calibrator.collect(x)
+
+    def forget(self) -> None:
+        """Begin another forward: whoever makes batches may fill a buffer again, unseen by torch."""
+        self._met.clear()
+
+
+@contextlib.contextmanager
+def collecting(model: nn.Module, calibrators: Mapping[str, Calibrator]) -> Iterator[list[Collector]]:
+    """Make the model float for a with block, in which the quantizers {name: calibrator} collect."""
+    every = dict(named_quantizers(model))
+    switches = [(q, q._disabled, q._if_quant, q._if_calib, q._calibrator) for q in every.values()]
+    collectors = [Collector(name, calibrator) for name, calibrator in calibrators.items()]
+    try:
+        for quantizer in every.values():
+            quantizer.disable()
+        for collector in collectors:
+            quantizer = every[collector.name]
+            quantizer._calibrator = collector  # type: ignore[assignment]
+            quantizer.enable()
+            quantizer.disable_quant()
+            quantizer.enable_calib()
+        yield collectors
+    finally:
+        for quantizer, disabled, if_quant, if_calib, calibrator in switches:
+            quantizer._disabled, quantizer._if_quant, quantizer._if_calib = disabled, if_quant, if_calib
+            quantizer._calibrator = calibrator
+
+
+@contextlib.contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Put the name of a quantizer in front of the errors of a with block."""
+    try:
+        yield
+    except FakeQuantError as error:
+        raise type(error)(f"{name}: {error}") from error
