@@ -7,6 +7,7 @@ from torch import nn
 
 import fakequant
 from fakequant import IntegerState, QuantDescriptor, Recipe, Rule, integer_state, preset
+from fakequant.call_sites import CallSite
 from fakequant.errors import CheckpointError, InvalidValueError, ValidationError
 
 
@@ -84,6 +85,16 @@ def test_fp4_is_named_as_left_out():
     assert integer_state(model).left_out == {"fc.weight": "FP4 has no dtype in safetensors"}
 
 
+def test_layers_that_share_a_weight_and_its_quantizer_are_all_there():
+    first, last = nn.Linear(32, 32), nn.Linear(32, 32)
+    last.weight = first.weight
+    model, x = nn.Sequential(first, nn.ReLU(), last), torch.randn(2, 3, 32)
+    fakequant.quantize(model, example_inputs=x)
+    fakequant.calibrate(model, [x], progress=False)
+    assert first.weight_quantizer is last.weight_quantizer
+    assert list(integer_state(model)) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
 def test_a_bias_has_the_scale_of_input_times_weight():
     model = quantized()
     held = integer_state(model)["conv.bias"]
@@ -99,18 +110,47 @@ def test_the_bias_of_a_grouped_transposed_convolution_repeats_the_scales_of_a_gr
     assert torch.equal(held.scale[:3], held.scale[3:])
 
 
-@pytest.mark.parametrize("grid", [None, QuantDescriptor(8, dynamic=True)], ids=["float input", "dynamic input"])
-def test_a_bias_without_a_known_input_scale_stays_float(grid):
-    model = quantized(preset("int8") + Rule("fc", input=grid))
-    assert "fc.bias" not in integer_state(model)
-    assert "fc.weight" in integer_state(model)
+@pytest.mark.parametrize(
+    "grid",
+    [None, QuantDescriptor(8, dynamic=True), QuantDescriptor(8, axis=-1), QuantDescriptor((4, 3))],
+    ids=["float", "dynamic", "per channel", "fp8"],
+)
+def test_a_bias_without_one_known_scale_of_the_input_stays_float_and_is_named(grid):
+    state = integer_state(quantized(preset("int8") + Rule("fc", input=grid)))
+    assert "fc.weight" in state
+    assert "fc.bias" not in state
+    assert state.left_out == {"fc.bias": "float: the input has no single fixed scale"}
+    assert str(state).endswith("fc.bias      float: the input has no single fixed scale")
 
 
-def test_a_bias_beyond_int32_stays_float():
+def test_a_range_that_a_dynamic_input_does_not_use_gives_the_bias_no_scale():
+    model = quantized(preset("int8") + Rule("fc", input=QuantDescriptor(8, dynamic=True)))
+    model.fc.input_quantizer.amax = 1.0  # as from the checkpoint of a static model
+    assert "fc.bias" in integer_state(model).left_out
+
+
+@pytest.mark.parametrize(
+    ("layer", "grid"),
+    [
+        (nn.Linear(4, 8), QuantDescriptor(8, axis=1)),
+        (nn.Linear(4, 8), QuantDescriptor(4, block_size=4, block_axis=0)),
+        (nn.Linear(4, 8), QuantDescriptor((4, 3), axis=0)),
+        (nn.ConvTranspose2d(4, 8, 2), QuantDescriptor(8, axis=0)),
+    ],
+    ids=["input channels", "blocks", "fp8", "input channels, transposed"],
+)
+def test_a_bias_without_a_scale_for_each_of_its_elements_stays_float(layer, grid):
+    x = torch.randn(2, 4, 3, 3) if isinstance(layer, nn.ConvTranspose2d) else torch.randn(2, 4)
+    model = quantized(Recipe((Rule(weight=grid),)), nn.Sequential(layer), x)
+    assert integer_state(model).left_out == {"0.bias": "float: the weight has no integer scale for each output channel"}
+
+
+@pytest.mark.parametrize("value", [1e9, torch.nan])
+def test_a_bias_beyond_int32_stays_float(value):
     model = quantized()
     with torch.no_grad():
-        model.conv.bias.fill_(1e9)
-    assert "conv.bias" not in integer_state(model)
+        model.conv.bias[0] = value
+    assert integer_state(model).left_out == {"conv.bias": "float: beyond int32"}
 
 
 def test_the_file_of_onnx_holds_the_same_integers(tmp_path):
@@ -136,6 +176,109 @@ def test_gates_have_names_of_their_own(layer, gates):
     np.testing.assert_array_equal(whole, quantizer(getattr(model, first)).detach())
 
 
+@pytest.mark.parametrize(
+    ("layer", "name", "read", "gates"),
+    [
+        (nn.LSTMCell, "ih", "input", "ifgo"),
+        (nn.LSTMCell, "hh", "hidden", "ifgo"),
+        (nn.GRUCell, "ih", "input", "rzn"),
+        (nn.GRUCell, "hh", "hidden", "rzn"),
+        (nn.LSTM, "ih_l0", "input", "ifgo"),
+    ],
+)
+def test_biases_of_gates_have_the_scale_of_what_their_weight_is_multiplied_with(layer, name, read, gates):
+    model = quantized(Recipe((Rule(type=layer.__name__),)), layer(6, 4), torch.randn(3, 6))
+    getattr(model, f"_{read}_quantizer").amax = 2.54
+    state = integer_state(model)
+    codes = np.concatenate([state[f"bias_{name}.{gate}"].codes for gate in gates])
+    step = 0.02 * getattr(model, f"weight_{name}").detach().abs().amax(1).numpy() / 127
+    np.testing.assert_allclose(codes, getattr(model, f"bias_{name}").detach().numpy() / step, atol=0.51)
+
+
+def test_biases_beside_a_float_state_stay_float():
+    model = quantized(Recipe((Rule(type="LSTM"),)), nn.LSTM(6, 4, num_layers=2), torch.randn(3, 6))
+    assert list(integer_state(model).left_out) == ["bias_hh_l0", "bias_ih_l1", "bias_hh_l1"]
+
+
+def test_gates_share_scales_that_do_not_belong_to_rows(tmp_path):
+    for grid in (QuantDescriptor(8), QuantDescriptor(8, axis=1), QuantDescriptor(8, affine=True)):
+        model = quantized(Recipe((Rule(type="LSTM", weight=grid),)), nn.LSTM(6, 4), torch.randn(3, 6))
+        integer_state(model).save(tmp_path / "gates.safetensors")
+        state = IntegerState.load(tmp_path / "gates.safetensors")
+        whole = np.concatenate([values(state[f"weight_ih_l0.{gate}"]) for gate in "ifgo"])
+        np.testing.assert_array_equal(whole, model._weight_ih_l0_quantizer(model.weight_ih_l0).detach())
+
+
+def test_blocks_that_cross_gates_keep_the_weight_whole():
+    grid = QuantDescriptor(8, block_size=3, block_axis=0)
+    model = quantized(Recipe((Rule(type="GRU", weight=grid),)), nn.GRU(6, 4), torch.randn(3, 6))
+    assert list(integer_state(model)) == ["weight_ih_l0", "weight_hh_l0"]
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(32, 2, batch_first=True)
+        self.columns = nn.Parameter(torch.randn(32, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.attention(x, x, x, need_weights=False)[0] @ self.columns
+
+
+TOKENS = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+
+
+def codes_of_rows(weight: torch.Tensor) -> np.ndarray:
+    array = weight.detach().numpy()
+    return np.rint(array / (np.abs(array).max(1, keepdims=True) / np.float32(127))).astype(np.int8)
+
+
+def test_biases_of_attention_are_those_of_its_projections():
+    model = quantized("int8", Attention(), TOKENS).attention
+    nn.init.normal_(model.in_proj_bias)
+    state = integer_state(model)
+    for index, name in enumerate(("query", "key", "value")):
+        rows = slice(32 * index, 32 * index + 32)
+        step = TOKENS.abs().max() / 127 * model.in_proj_weight[rows].abs().amax(1) / 127
+        expected = (model.in_proj_bias[rows] / step).detach()
+        np.testing.assert_allclose(state[f"{name}_bias"].codes, expected, atol=0.51)
+
+
+def placed(model: nn.Module | None = None) -> nn.Module:
+    model = model or Attention()
+    fakequant.quantize(model, example_inputs=TOKENS)
+    fakequant.calibrate(model, [TOKENS], progress=False)
+    return model
+
+
+def test_weights_of_functional_calls_are_seen_in_an_example():
+    model = placed()
+    nn.init.normal_(model.attention.in_proj_bias)
+    state = integer_state(model, TOKENS)
+    assert state.left_out == {}
+    held, bias = state["attention.linear_0.weight"], state["attention.linear_0.bias"]
+    np.testing.assert_array_equal(held.codes, codes_of_rows(model.attention.in_proj_weight))
+    np.testing.assert_array_equal(state["matmul_0.other"].codes, codes_of_rows(model.columns.T).T)
+    step = TOKENS.abs().max() / 127 * held.scale.flatten()
+    np.testing.assert_allclose(bias.codes, (model.attention.in_proj_bias / step).detach(), atol=0.51)
+
+
+def test_an_example_leaves_the_model_as_it_was():
+    model = placed(nn.Sequential(nn.BatchNorm1d(5), Attention())).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    integer_state(model, TOKENS)
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in model.modules() if isinstance(module, CallSite))
+
+
+def test_weights_of_functional_calls_are_named_without_an_example():
+    state = integer_state(placed())
+    assert list(state) == ["attention.out_proj.weight", "attention.out_proj.bias"]
+    assert list(state.left_out) == ["matmul_0.other", "attention.linear_0.weight"]
+    assert set(state.left_out.values()) == {"read by a functional call: pass example_inputs that make it"}
+
+
 def test_saved_integers_come_back(tmp_path):
     state = integer_state(quantized(preset("int8") + Rule("fc", weight=QuantDescriptor(8, affine=True))))
     state.save(tmp_path / "integers.safetensors")
@@ -150,6 +293,14 @@ def test_the_file_is_plain_safetensors(tmp_path):
     integer_state(quantized()).save(tmp_path / "integers.safetensors")
     with safe_open(tmp_path / "integers.safetensors", "pt") as file:
         assert file.get_tensor("conv.weight").dtype == torch.int8
+
+
+def test_a_parameter_may_be_called_scale(tmp_path):
+    state = IntegerState(
+        {"norm.scale": fakequant.IntegerTensor(torch.ones(2, dtype=torch.int8), torch.ones(()), None)}, {}
+    )
+    state.save(tmp_path / "integers.safetensors")
+    assert list(IntegerState.load(tmp_path / "integers.safetensors")) == ["norm.scale"]
 
 
 def test_a_file_without_scales_is_refused(tmp_path):
