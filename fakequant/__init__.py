@@ -27,6 +27,7 @@ from fakequant.errors import (
 from fakequant.integer_state import IntegerState, IntegerTensor, integer_state
 from fakequant.nn import TensorQuantizer
 from fakequant.plan import Plan, plan
+from fakequant.presets import preset
 from fakequant.qat import (
     follow_ranges,
     freeze_batchnorm,
@@ -35,7 +36,7 @@ from fakequant.qat import (
     unfreeze_batchnorm,
 )
 from fakequant.quant_modules import deactivate, enable_onnx_export, initialize, patched_torch_nn
-from fakequant.recipe import Grid, Recipe, Rule, preset
+from fakequant.recipe import Grid, Recipe, Rule
 from fakequant.recipe_file import load_recipe, parse_recipe
 from fakequant.retarget import retarget
 from fakequant.summary import print_quant_summary, quant_summary

@@ -12,18 +12,21 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
-from fakequant.call_sites import PerCall, release
+from fakequant.call_sites import release
 from fakequant.conversion_report import ConversionReport, LayerReport
 from fakequant.descriptor import QuantDescriptor
 from fakequant.errors import InvalidTypeError
 from fakequant.install import install
-from fakequant.nn import QuantInputMixin, QuantMixin, TensorQuantizer, quantized_class_of, registered, why_unreachable
+from fakequant.layers import type_name_of
+from fakequant.nn import QuantInputMixin, QuantMixin, TensorQuantizer, quantized_class_of, why_unreachable
 from fakequant.nn.modules.quant_attention import QuantMultiheadAttention
+from fakequant.nn.modules.quant_module import quantizer_name
 from fakequant.nn.modules.transformer import undo_unfuse, unfuse
-from fakequant.nn.registry import is_on_request, weighted
+from fakequant.nn.registry import float_class_of, is_given, is_on_request, weighted
 from fakequant.nn.walk import named_quantizers
 from fakequant.plan import plan
-from fakequant.recipe import NO_RULE, Grid, Recipe, Rule, as_recipe
+from fakequant.presets import as_recipe
+from fakequant.recipe import NOT_ASKED_FOR, Grid, Recipe, Rule
 from fakequant.retarget import QUANTIZED_FOR
 
 
@@ -65,7 +68,7 @@ def quantize(
         return _quantize_placed(model, as_recipe(recipe), example_inputs, target)
     rules = as_recipe(recipe).for_target(target)
     modules = dict(model.named_modules())
-    rules.check_matches({name: _type_name(m) for name, m in modules.items() if _is_matched(name, m, rules)})
+    rules.check_matches({name: type_name_of(m) for name, m in modules.items() if _is_matched(name, m, rules)})
     expected = tuple(weighted())
     layers = []
     with _undone_on_error(model):
@@ -82,11 +85,11 @@ def quantize(
 def _quantize_placed(model: nn.Module, recipe: Recipe, example_inputs: Any, target: str) -> ConversionReport:
     planned = plan(model, example_inputs, target, recipe)
     with _undone_on_error(model):
-        attentions = [module for module in model.modules() if isinstance(module, QuantMultiheadAttention)]
+        for module in model.modules():
+            if type(module) is QuantMultiheadAttention:
+                _drop_quantizers(module)
         unfuse(model, everywhere=True)
         install(model, planned)
-        for module in attentions:
-            _drop_quantizers(module)
         undo_unfuse(model, everywhere=False)
         _quantizers_to_device(model)
     return planned.report
@@ -94,18 +97,19 @@ def _quantize_placed(model: nn.Module, recipe: Recipe, example_inputs: Any, targ
 
 @contextlib.contextmanager
 def _undone_on_error(model: nn.Module) -> Iterator[None]:
-    """Make float again what an error leaves half quantized."""
-    before = [(module, type(module)) for module in model.modules()]
+    """Put the class and the attributes of every module back on an error: children, hooks, switches, grids."""
+    before = [(module, type(module), dict(vars(module))) for module in model.modules()]
+    contents = [(held, held.copy()) for _, _, state in before for held in state.values() if isinstance(held, dict)]
     try:
         yield
     except Exception:
-        for module, cls in before:
-            if not issubclass(cls, QuantInputMixin):
-                _make_float(module)
-        undo_unfuse(model)
-        for module, cls in before:
-            if issubclass(cls, QuantInputMixin):
-                module.__class__ = cls
+        for module, cls, state in before:
+            module.__class__ = cls
+            vars(module).clear()
+            vars(module).update(state)
+        for held, content in contents:
+            held.clear()
+            held.update(content)
         raise
 
 
@@ -135,42 +139,34 @@ def dequantize(model: nn.Module) -> nn.Module:
 
 def _make_float(module: nn.Module) -> None:
     release(module)
-    if vars(module).pop(QUANTIZED_FOR, None) and not isinstance(module, QuantInputMixin):
+    if vars(module).pop(QUANTIZED_FOR, None):
+        module.__class__ = quantized_class_of(type(module)) or type(module)  # the present target may leave it float
+    if isinstance(module, QuantInputMixin) and is_given(type(module)):
         _drop_quantizers(module)
-    if not isinstance(module, QuantInputMixin) or not _is_quantizable(module):
-        return
-    _drop_quantizers(module)
-    module.__class__ = type(module).float_class  # type: ignore[assignment]
+        module.__class__ = type(module).float_class  # type: ignore[assignment]
 
 
-def _drop_quantizers(module: nn.Module) -> None:
-    for name, child in list(module._modules.items()):
-        if isinstance(child, TensorQuantizer | PerCall):
-            del module._modules[name]
+def _drop_quantizers(module: QuantInputMixin) -> None:
+    """Remove the quantizers that its quantized class gave a module."""
+    for tensor in module.quantized_names():
+        module._modules.pop(quantizer_name(tensor), None)
 
 
 def _is_quantizable(module: nn.Module) -> bool:
-    """Whether a registered class is about exactly this type: float, or quantized already."""
-    return quantized_class_of(type(module)) is not None or any(type(module) is cls for _, cls in registered())
+    """Whether a registered class is about a module: float and exactly of it, or quantized already."""
+    return quantized_class_of(type(module)) is not None or float_class_of(type(module)) is not None
 
 
 def _is_matched(name: str, module: nn.Module, recipe: Recipe) -> bool:
     """Whether rules can be about a module."""
     if is_on_request(type(module)):
-        return recipe.decide_on_request(name, type(module).__name__) is not NO_RULE
+        return recipe.decide_on_request(name, type(module).__name__) is not NOT_ASKED_FOR
     return _is_quantizable(module)
-
-
-def _type_name(module: nn.Module) -> str:
-    """Return the class name before conversion."""
-    if isinstance(module, QuantInputMixin) and _is_quantizable(module):
-        return type(module).float_class.__name__
-    return type(module).__name__
 
 
 def _convert(name: str, module: nn.Module, recipe: Recipe, parent: nn.Module | None) -> LayerReport:
     """Convert one module and say so; its parent was before it."""
-    type_name = _type_name(module)
+    type_name = type_name_of(module)
     if isinstance(module, QuantInputMixin):
         return _as_quantized(name, type_name, module)
     if isinstance(parent, nn.MultiheadAttention) and not isinstance(parent, QuantMultiheadAttention):

@@ -11,6 +11,7 @@ from fakequant.descriptor_fields import UNIFORM
 from fakequant.errors import RecipeError
 from fakequant.nn import QuantInputMixin, TensorQuantizer, quantized_class_of
 from fakequant.nn.modules.quant_module import quantizer_name
+from fakequant.nn.modules.recurrent import QuantLSTM
 from fakequant.placement import takes_unsigned, targets
 from fakequant.plan import Plan, Slot
 from fakequant.retarget import QUANTIZED_FOR, retarget
@@ -53,6 +54,7 @@ class _Installation:
         for key in slot.keys:
             if (key, grids) not in self._quantizers:
                 self._quantizers[key, grids] = self._new(key, slot.grids)
+                self._quantizers[key, grids].is_weight = slot.first.is_weight
             found.append(self._quantizers[key, grids])
         if len(set(found)) == 1:
             return found[0]
@@ -79,11 +81,13 @@ class _Installation:
             assert isinstance(module, QuantInputMixin)
             module.init_quantizer()
         for slot in slots:
-            child = quantizer_name(slot.operand_name)
+            child = quantizer_name(slot.first.operand_name)
             if slot.grids:
                 module._modules[child] = self._quantizer(slot)
             else:
                 module._modules[child].disable()  # type: ignore[union-attr, operator]
+            if isinstance(module, QuantLSTM) and slot.first.operand_name == "input" and slot.grids:
+                module.set_hidden_quantizer(self._new(("hidden", slot.call.name), slot.grids))
         if wanted and wanted != frozenset(targets()):
             setattr(module, QUANTIZED_FOR, wanted)
 
@@ -93,15 +97,15 @@ class _Installation:
             quantized = [slot for slot in slots if slot.grids]
             if not quantized:
                 continue
-            site = CallSite(slots[0].call.kind, [slot.operand_name for slot in quantized if slot.is_weight])
+            site = CallSite(slots[0].call.kind, [slot.first.operand_name for slot in quantized if slot.first.is_weight])
             for slot in quantized:
-                site.add_module(slot.operand_name, self._quantizer(slot))
-                site.targets[slot.operand_name] = frozenset(slot.grids)
+                site.add_module(slot.first.operand_name, self._quantizer(slot))
+                site.targets[slot.first.operand_name] = frozenset(slot.grids)
             installed.append((site_name, site))
         # Calls are counted from the beginning of the model's forward; the model itself comes last.
         counts_calls = self._has_per_call and not name
         if installed or counts_calls:
-            sites = CallSites(_seen(self._plan.graph, name), counts_calls)
+            sites = CallSites(name, _seen(self._plan.graph, name), counts_calls)
             for site_name, site in installed:
                 sites.add(site_name, site)
             intercept(self._modules[name], sites)
@@ -127,7 +131,7 @@ def _may_be_unsigned(grid: QuantDescriptor) -> bool:
 
 def _targets_of_layer(slots: list[Slot]) -> frozenset[str]:
     """Return the targets that want a layer quantized."""
-    wanted = {slot.operand_name: frozenset(slot.grids) for slot in slots if slot.grids}
+    wanted = {slot.first.operand_name: frozenset(slot.grids) for slot in slots if slot.grids}
     if len(set(wanted.values())) > 1:
         found = ", ".join(f"{name} for {' and '.join(sorted(targets))}" for name, targets in wanted.items())
         raise RecipeError(

@@ -4,10 +4,16 @@ from torch import nn
 
 from fakequant.call_sites import Call, Role
 from fakequant.descriptor import QUANT_DESC_8BIT_PER_TENSOR, QuantDescriptor
-from fakequant.nn import QuantInputMixin, QuantMixin, TensorQuantizer, registered, why_unreachable
-from fakequant.nn.registry import is_on_request
+from fakequant.nn import QuantInputMixin, QuantMixin, TensorQuantizer, quantized_class_of, registered, why_unreachable
+from fakequant.nn.registry import float_class_of, is_on_request
 from fakequant.placement import Decision
-from fakequant.recipe import MATMUL_WEIGHT
+from fakequant.placement.sizes import groups_of
+from fakequant.presets import MATMUL_WEIGHT
+
+
+def type_name_of(module: nn.Module) -> str:
+    """Return what rules and reports call the type of a module: its float class."""
+    return (float_class_of(type(module)) or type(module)).__name__
 
 
 class Layers:
@@ -18,10 +24,8 @@ class Layers:
 
     def type_name(self, call: Call) -> str:
         """Return the float class of a module call; "Linear" for F.linear; the kind of any other op."""
-        if not call.is_module:
-            return next((cls.__name__ for cls, _ in registered() if _is_function_of(cls, call)), call.kind)
-        module = self._modules[call.module]
-        return type(module).float_class.__name__ if isinstance(module, QuantInputMixin) else type(module).__name__
+        cls = self._quantized_class(call)
+        return call.kind if cls is None else cls.float_class.__name__
 
     def why_unreachable(self, call: Call) -> str:
         """Return why no quantizer can stand at a call, "" if one can."""
@@ -41,9 +45,7 @@ class Layers:
         own = self._own_quantizers(decision.call, decision.is_weight).get(decision.operand_name)
         if own is not None:
             return own.descriptor
-        type_name = self.type_name(decision.call)
-        found = next((cls for float_class, cls in registered() if float_class.__name__ == type_name), None)
-        op = decision.call.op
+        found, op = self._quantized_class(decision.call), decision.call.op
         if found is None and op is not None and decision.is_weight and decision.operand_name in op.weights:
             axis = op.weights[decision.operand_name]
             return QUANT_DESC_8BIT_PER_TENSOR.replace(axis=axis, narrow_range=True)
@@ -53,6 +55,13 @@ class Layers:
             grid = found.default_quant_desc_weight
             return grid.replace(axis=None) if _is_grouped_transposed(decision.call) else grid
         return MATMUL_WEIGHT
+
+    def _quantized_class(self, call: Call) -> type[QuantInputMixin] | None:
+        """Return the quantized class of a module, or of the layer that a function is."""
+        if not call.is_module:
+            return next((quantized for cls, quantized in registered() if _is_function_of(cls, call)), None)
+        cls = type(self._modules[call.module])
+        return cls if issubclass(cls, QuantInputMixin) else quantized_class_of(cls)
 
     def _own_quantizers(self, call: Call, is_weight: bool) -> dict[str, TensorQuantizer]:
         module = self._modules[call.module]
@@ -65,8 +74,7 @@ class Layers:
 
 def _is_grouped_transposed(call: Call) -> bool:
     """Whether a call is a transposed convolution in groups, for which no runtime has a range for each channel."""
-    weight = call.operand(1)
-    return call.kind.startswith("conv_transpose") and weight is not None and call.output.shape[1] != weight.shape[1]
+    return call.kind.startswith("conv_transpose") and groups_of(call) > 1
 
 
 def _is_function_of(cls: type[nn.Module], call: Call) -> bool:

@@ -11,12 +11,11 @@ from fakequant.batches import model_arguments
 from fakequant.call_sites import Call, Role, TensorGraph, is_owner, record
 from fakequant.conversion_report import ConversionReport, EdgeReport, LayerReport
 from fakequant.descriptor import QuantDescriptor
-from fakequant.errors import InvalidValueError
-from fakequant.layers import Layers
+from fakequant.errors import InvalidValueError, RecipeError
+from fakequant.layers import Layers, type_name_of
 from fakequant.nn import TensorQuantizer, checked_grid
 from fakequant.nn.registry import is_on_request, is_seen_through, weighted
 from fakequant.placement import (
-    SOFTMAX,
     Decision,
     Groups,
     Override,
@@ -26,8 +25,12 @@ from fakequant.placement import (
     place,
     targets,
 )
-from fakequant.recipe import Recipe, Rule, as_recipe
+from fakequant.presets import as_recipe
+from fakequant.recipe import NOT_ASKED_FOR, Recipe, Rule
 from fakequant.targets import placement_of
+
+_OF_THE_RANGE = ("amax", "axis", "affine", "learn_amax", "block_size", "block_axis")
+"""Fields of a grid that say what its range is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,30 +38,26 @@ class Slot:
     """One operand of one call site or module, over all its calls in one forward.
 
     Args:
-        call: the first of them.
-        operand: which operand.
+        first: the decision about the first of them.
         grids: of the targets that want a quantizer.
         reason: why the target of the plan wants one, or why not.
         keys: one a call; slots and calls with equal keys and grids share one quantizer.
-        is_weight: the operand is a weight.
     """
 
-    call: Call
-    operand: int
+    first: Decision
     grids: Mapping[str, QuantDescriptor]
     reason: str
     keys: tuple[Hashable, ...]
-    is_weight: bool
 
     @property
-    def operand_name(self) -> str:
-        """Name of the operand: "input", "other", "softmax"."""
-        return "softmax" if self.operand == SOFTMAX else self.call.operand_name(self.operand)
+    def call(self) -> Call:
+        """The first call."""
+        return self.first.call
 
     @property
     def name(self) -> str:
         """Full name: ``layer1.0.add_0.other``."""
-        return f"{self.call.name}.{self.operand_name}"
+        return self.first.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +117,7 @@ def plan(model: nn.Module, example_inputs: Any, target: str = "tensorrt", recipe
         for where, placed in _placed(graph, other, chosen.for_target(other), layers, positions).items():
             found[where][other] = placed
     calls = {placed.decisions[0].call for by_target in found.values() for placed in by_target.values()}
-    chosen.for_target(target).check_matches({call.name: layers.type_name(call) for call in calls}, positions)
+    chosen.check_matches({call.name: layers.type_name(call) for call in calls}, positions)
     order = {call.name: index for index, call in reversed(list(enumerate(graph.calls)))}
     slots = tuple(
         _slot(found[where], target, groups) for where in sorted(found, key=lambda where: (order[where[0]], where[1]))
@@ -194,7 +193,8 @@ def _override(call: Call, is_weight: bool, rule: Rule, layers: Layers) -> Overri
         return Override(False, "its quantizer is disabled")
     if (rule.weight if is_weight else rule.input) is None:
         return Override(False, rule.why_float())
-    is_asked_for = rule.force or layers.is_on_request(call)
+    # Placement would leave recurrent layers float, and so do presets: a rule that does not was written to quantize one.
+    is_asked_for = rule.force or layers.is_on_request(call) or call.role is Role.RECURRENT
     return Override(True, f"rule {rule.name!r} asks for it") if is_asked_for else None
 
 
@@ -205,21 +205,27 @@ def _of_one_operand(calls: list[Decision], rule: Rule, layers: Layers) -> _Place
         return _Placed(calls, None, deciding.reason)
     grid = rule.weight if first.is_weight else rule.input
     chosen = grid if isinstance(grid, QuantDescriptor) else layers.default_grid(first)
-    chosen = checked_grid(f"{first.call.name}.{first.operand_name}", chosen)
+    chosen = checked_grid(first.name, chosen)
     return _Placed(calls, chosen if first.amax is None else chosen.replace(amax=first.amax), deciding.reason)
 
 
 def _slot(placed: Mapping[str, _Placed], target: str, groups: Groups) -> Slot:
     of_target = placed.get(target)
     chosen = next((one for one in placed.values() if one.grid is not None), next(iter(placed.values())))
-    first = chosen.decisions[0]
+    grids = {name: one.grid for name, one in placed.items() if one.grid is not None}
+    fixed = {grid.amax for grid in grids.values()} - {None}
+    if len(fixed) == 1:  # a range that is known for one target, such as that of a softmax, is known for all
+        grids = {name: grid.replace(amax=amax) for name, grid in grids.items() for amax in fixed}
+    if len({tuple(getattr(grid, field) for field in _OF_THE_RANGE) for grid in grids.values()}) > 1:
+        raise RecipeError(
+            f"{chosen.decisions[0].name}: expected grids with the same {', '.join(_OF_THE_RANGE)} for all targets, "
+            f"which share its range, got {', '.join(f'{grid} for {name}' for name, grid in grids.items())}"
+        )
     return Slot(
-        first.call,
-        first.operand,
-        {name: one.grid for name, one in placed.items() if one.grid is not None},
+        chosen.decisions[0],
+        grids,
         "no decision" if of_target is None else of_target.reason,
         tuple(_key(decision, groups) for decision in chosen.decisions),
-        first.is_weight,
     )
 
 
@@ -241,22 +247,23 @@ def _report(model: nn.Module, slots: tuple[Slot, ...], target: str, layers: Laye
         name = slot.call.name
         layer = reports.get(name, LayerReport(name, layers.type_name(slot.call), reason=slot.reason))
         grid = slot.grids.get(target)
-        if grid is not None and slot.is_weight:
+        if grid is not None and slot.first.is_weight:
             layer = dataclasses.replace(layer, reason="", weight=grid)
         elif grid is not None:
             layer = dataclasses.replace(layer, reason="", input=grid)
         reports[name] = layer
-    expected = tuple(float_class for float_class in weighted() if not is_seen_through(float_class))
+    expected = tuple(cls for cls in weighted() if is_on_request(cls) or not is_seen_through(cls))
     called = {slot.call.module for slot in slots if _has_weights(slot.call)}
     read = {value.parameter for slot in slots if is_layer(slot.call) and (value := slot.call.operand(1)) is not None}
     for name, module in model.named_modules():
         if isinstance(module, expected) and name not in called and f"{name}.weight".lstrip(".") not in read:
-            reports[name] = LayerReport(name, type(module).__name__, reason="was not called in the example forward")
+            absent = NOT_ASKED_FOR.reason if is_on_request(type(module)) else "was not called in the example forward"
+            reports[name] = LayerReport(name, type_name_of(module), reason=absent)
     first: dict[Hashable, str] = {}
     edges = []
     for slot in slots:
         grid = slot.grids.get(target)
         shared = set() if grid is None else {first.setdefault((key, grid), slot.name) for key in slot.keys}
         with_ = tuple(sorted(shared - {slot.name}))
-        edges.append(EdgeReport(slot.name, layers.type_name(slot.call), grid, slot.reason, with_, slot.is_weight))
+        edges.append(EdgeReport(slot.name, layers.type_name(slot.call), grid, slot.reason, with_, slot.first.is_weight))
     return ConversionReport(tuple(reports.values()), tuple(edges))

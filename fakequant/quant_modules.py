@@ -38,7 +38,8 @@ def initialize(
         custom_quant_modules: ``(object, "Name", class)`` to patch besides; also under a name of float_module_list.
 
     Raises:
-        InvalidValueError: a name in float_module_list is not patched anyway, or an object lacks the attribute.
+        InvalidValueError: a name in float_module_list that no layer of torch.nn with a quantized class has, or
+            an object lacks the attribute.
         InvalidTypeError: an entry of custom_quant_modules is not such a triple.
     """
     plan = _plan(float_module_list, custom_quant_modules)
@@ -109,7 +110,7 @@ def _plan(
     patched = {name: quantized for name, (float_class, quantized) in of_torch.items() if is_by_default(float_class)}
     left_float = set(float_module_list or ())
     if unknown := sorted(left_float - set(of_torch)):
-        raise InvalidValueError(f"float_module_list: expected names among {sorted(patched)}, got {unknown}")
+        raise InvalidValueError(f"float_module_list: expected names among {sorted(of_torch)}, got {unknown}")
     plan: dict[tuple[Any, str], type[nn.Module]] = {
         (nn, name): quantized for name, quantized in patched.items() if name not in left_float
     }

@@ -2,26 +2,16 @@
 
 A recipe is a list of rules; for each layer the last rule that matches decides. The
 defaults of a preset may match nothing; a rule that a user adds must match a layer.
-
->>> recipe = preset("int8") + Rule("fc", input=None, weight=None) + Rule(type="MaxPool*")
->>> recipe.decide("conv1", "Conv2d").weight
-<Grid.DEFAULT: 'default'>
->>> recipe.decide("fc", "Linear").is_float
-True
 """
 
 import dataclasses
 import enum
 import fnmatch
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
 
-from torch import nn
-
-from fakequant.descriptor import QUANT_DESC_8BIT_PER_TENSOR, QuantDescriptor
+from fakequant.descriptor import QuantDescriptor
 from fakequant.errors import InvalidTypeError, InvalidValueError, RecipeError
-from fakequant.nn.modules.recurrent import RUNS_IN_FLOAT, QuantRecurrent
-from fakequant.nn.registry import weighted
+from fakequant.nn.modules.quant_module import checked_input_grid
 from fakequant.targets import placement_names, placement_of
 
 
@@ -52,7 +42,7 @@ class Rule:
 
     Raises:
         InvalidTypeError: a field of the wrong type.
-        InvalidValueError: another position; a target that matches no placement.
+        InvalidValueError: another position; a target that matches no placement; a grid for weights on the input.
     """
 
     name: str = "*"
@@ -76,6 +66,8 @@ class Rule:
                 raise InvalidTypeError(
                     f"Rule.{field}: expected a QuantDescriptor, Grid.DEFAULT or None, got {getattr(self, field)!r}"
                 )
+        if isinstance(self.input, QuantDescriptor):
+            checked_input_grid("Rule.input", self.input)
         if self.position not in POSITIONS:
             raise InvalidValueError(f"Rule.position: expected one of {sorted(POSITIONS)}, got {self.position!r}")
         if not any(fnmatch.fnmatchcase(name, self.target) for name in placement_names()):
@@ -104,6 +96,7 @@ class Rule:
 POSITIONS = frozenset({"", "first", "last"})
 
 NO_RULE = Rule(input=None, weight=None, reason="no rule of the recipe matches it")
+NOT_ASKED_FOR = Rule(input=None, weight=None, reason="stays float unless a rule names its type")
 _NO_OPS = Rule(input=None, weight=None, reason="the recipe is about layers only")
 
 
@@ -153,7 +146,7 @@ class Recipe:
     def decide_on_request(self, name: str, type_name: str) -> Rule:
         """Return the rule that decides about a layer that stays float unless a rule names its type."""
         matching = [rule for rule in self.rules if rule.type != "*" and rule.matches(name, type_name)]
-        return matching[-1] if matching else NO_RULE
+        return matching[-1] if matching else NOT_ASKED_FOR
 
     def check_matches(self, layers: Mapping[str, str], positions: Mapping[str, Collection[str]] | None = None) -> None:
         """Raise RecipeError for a rule that matches none of the layers {name: float class name}.
@@ -170,118 +163,3 @@ class Recipe:
                     f"rule name={rule.name!r} type={rule.type!r}{position}: expected to match a layer, got none of "
                     f"{len(layers)}: {', '.join(list(layers)[:8])}{' ...' if len(layers) > 8 else ''}"
                 )
-
-
-MATMUL_WEIGHT = QUANT_DESC_8BIT_PER_TENSOR.replace(axis=1, narrow_range=True)
-"""Grid of the weight in ``x @ weight``: per output channel, which are its columns."""
-
-_MATMULS = ("matmul", "mm")
-_CONV_TRANSPOSE = Rule(
-    type="ConvTranspose*", input=None, weight=None, reason="a transposed convolution has no kernel for ranges of a call"
-)
-_TENSOR_OF_CALL = QuantDescriptor(8, unsigned=True, affine=True, dynamic=True)
-_TOKENS_OF_CALL = QuantDescriptor(8, axis="tokens", dynamic=True)
-_FP8 = QuantDescriptor((4, 3))
-_INT4_BLOCKS = QuantDescriptor(4, block_size=128, dynamic=True)
-
-
-def _weight_grids() -> dict[str, QuantDescriptor]:
-    """Return the default grid of the weight of each layer, also as a function, by its type."""
-    grids = {float_class.__name__: cls.default_quant_desc_weight for float_class, cls in weighted().items()}
-    return grids | dict.fromkeys(_MATMULS, MATMUL_WEIGHT)
-
-
-def _linear_types() -> set[str]:
-    return {cls.__name__ for cls in weighted() if issubclass(cls, nn.Linear | nn.MultiheadAttention)}
-
-
-def _int8() -> Recipe:
-    """8-bit inputs per tensor and weights per channel, of every convolution and linear layer, also as functions."""
-    return Recipe(defaults=tuple(Rule(type=type_name) for type_name in _weight_grids()))
-
-
-def _w4a8() -> Recipe:
-    """8-bit inputs, 4-bit weights per channel."""
-    grids = _weight_grids()
-    return Recipe(
-        defaults=tuple(Rule(type=type_name, weight=grid.replace(num_bits=4)) for type_name, grid in grids.items())
-    )
-
-
-def _dynamic() -> Recipe:
-    """8-bit inputs, one range for each call's tensor; 8-bit weights per channel."""
-    grids = _weight_grids()
-    rules = (Rule(type=name, input=_TENSOR_OF_CALL, weight=grid.replace(dynamic=True)) for name, grid in grids.items())
-    return Recipe(defaults=(*rules, _CONV_TRANSPOSE), ops=None)
-
-
-def _dynamic_per_token() -> Recipe:
-    """The same with one range for each vector that a linear layer multiplies."""
-    recipe, linear = _dynamic(), {*_linear_types(), *_MATMULS}
-    rules = (replace(rule, input=_TOKENS_OF_CALL) if rule.type in linear else rule for rule in recipe.defaults)
-    return replace(recipe, defaults=tuple(rules))
-
-
-def _int4() -> Recipe:
-    """Float inputs, 4-bit weights of linear layers in blocks of 128 along the axis that is summed up."""
-    axes = dict.fromkeys(_linear_types(), 1) | dict.fromkeys(_MATMULS, 0)
-    rules = (Rule(type=name, input=None, weight=_INT4_BLOCKS.replace(block_axis=axis)) for name, axis in axes.items())
-    return Recipe(defaults=tuple(rules), ops=None)
-
-
-def _fp8() -> Recipe:
-    """FP8 E4M3: inputs per tensor, weights per channel."""
-    rules = (Rule(type=name, input=_FP8, weight=_FP8.replace(axis=grid.axis)) for name, grid in _weight_grids().items())
-    return Recipe(defaults=tuple(rules), ops=Rule(input=_FP8, weight=_FP8))
-
-
-_PRESETS: dict[str, Callable[[], Recipe]] = {
-    "int8": _int8,
-    "w4a8": _w4a8,
-    "dynamic": _dynamic,
-    "dynamic-per-token": _dynamic_per_token,
-    "int4": _int4,
-    "fp8": _fp8,
-}
-
-
-def as_recipe(recipe: object) -> Recipe:
-    """Return a Recipe as it is, or the preset of a name.
-
-    Raises:
-        InvalidTypeError: anything else.
-        RecipeError: unknown preset.
-    """
-    if isinstance(recipe, Recipe):
-        return recipe
-    if not isinstance(recipe, str):
-        raise InvalidTypeError(f"recipe: expected a preset's name or a Recipe, got {recipe!r}")
-    return preset(recipe)
-
-
-def preset(name: str) -> Recipe:
-    """Return a recipe by name.
-
-    =====================  ==========================================================================
-    name                   grids
-    =====================  ==========================================================================
-    ``int8``               8-bit inputs per tensor, 8-bit weights per channel
-    ``w4a8``               8-bit inputs per tensor, 4-bit weights per channel
-    ``dynamic``            8-bit inputs, the range from each call's tensor; 8-bit weights per channel
-    ``dynamic-per-token``  the same, of linear layers one range for each vector that they multiply
-    ``int4``               4-bit weights of linear layers in blocks of 128, nothing else
-    ``fp8``                FP8 E4M3 inputs per tensor, FP8 E4M3 weights per channel
-    =====================  ==========================================================================
-
-    The dynamic ones and ``int4`` need no calibration. All leave LSTM, GRU and RNN float, which no target
-    computes in integers; a rule for the type quantizes them.
-
-    Raises:
-        RecipeError: the name is unknown.
-    """
-    if name not in _PRESETS:
-        raise RecipeError(f"recipe: expected one of {sorted(_PRESETS)}, got {name!r}")
-    recipe = _PRESETS[name]()
-    recurrent = (float_class.__name__ for float_class, cls in weighted().items() if issubclass(cls, QuantRecurrent))
-    in_float = (Rule(type=type_name, input=None, weight=None, reason=RUNS_IN_FLOAT) for type_name in recurrent)
-    return replace(recipe, defaults=(*recipe.defaults, *in_float))

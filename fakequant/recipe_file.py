@@ -24,7 +24,8 @@ from typing import Any
 
 from fakequant.descriptor import QuantDescriptor
 from fakequant.errors import FakeQuantError, RecipeError
-from fakequant.recipe import Grid, Recipe, Rule, as_recipe
+from fakequant.presets import as_recipe
+from fakequant.recipe import Grid, Recipe, Rule
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -8,6 +8,7 @@ from torch import nn
 from fakequant.call_sites import CallSite, PerCall
 from fakequant.descriptor import QuantDescriptor
 from fakequant.nn import QuantInputMixin, TensorQuantizer, quantized_class_of
+from fakequant.nn.registry import is_given
 from fakequant.targets import placement_of
 
 QUANTIZED_FOR = "_quantized_for"
@@ -53,9 +54,11 @@ def _switch(model: nn.Module, is_wanted: Callable[[frozenset[str]], bool]) -> No
         if isinstance(module, CallSite):
             module.stand_by = frozenset(name for name, targets in module.targets.items() if not is_wanted(targets))
             used.update(module.in_use)
-        elif QUANTIZED_FOR in vars(module):
-            _make_layer(module, is_wanted(vars(module)[QUANTIZED_FOR]))
-        if isinstance(module, QuantInputMixin):
+        targets = vars(module).get(QUANTIZED_FOR)
+        is_quantized = targets is None or is_wanted(targets)
+        if targets is not None:
+            _make_layer(module, is_quantized)
+        if isinstance(module, QuantInputMixin) and is_quantized:
             used.update(child for child in module.children() if isinstance(child, TensorQuantizer | PerCall))
     used |= {quantizer for module in used if isinstance(module, PerCall) for quantizer in module.children()}
     for module in model.modules():
@@ -64,12 +67,12 @@ def _switch(model: nn.Module, is_wanted: Callable[[frozenset[str]], bool]) -> No
 
 
 def _make_layer(module: nn.Module, quantized: bool) -> None:
-    """Give a layer its quantized or its float class; its quantizers stay with it."""
+    """Give a layer its quantized or its float class; its quantizers stay with it, and stand by in a float one."""
     if quantized and not isinstance(module, QuantInputMixin):
         cls = quantized_class_of(type(module))
         assert cls is not None
         module.__class__ = cls
-    elif not quantized and isinstance(module, QuantInputMixin):
+    elif not quantized and isinstance(module, QuantInputMixin) and is_given(type(module)):
         module.__class__ = type(module).float_class  # type: ignore[assignment]
 
 

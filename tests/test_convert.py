@@ -11,7 +11,9 @@ from fakequant.descriptor import QuantDescriptor
 from fakequant.errors import InvalidTypeError, InvalidValueError, RecipeError
 from fakequant.nn import QuantConv2d, QuantInputMixin, QuantLinear, TensorQuantizer
 from fakequant.nn.modules.quant_module import QuantizedInputForward
-from fakequant.recipe import Grid, Recipe, Rule, preset
+from fakequant.nn.modules.recurrent import UINT8_OF_CALL
+from fakequant.presets import preset
+from fakequant.recipe import Grid, Recipe, Rule
 
 
 class Net(nn.Module):
@@ -403,6 +405,15 @@ def test_dequantize_leaves_an_unregistered_class_alone():
     model = nn.Sequential(Mine(), QuantLinear(2, 2))
     assert types(dequantize(model))[1:2] == [Mine]
     assert type(model[1]) is nn.Linear
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.LSTMCell])
+@pytest.mark.parametrize("grid", [Grid.DEFAULT, UINT8_OF_CALL], ids=["default", "of the call"])
+def test_dequantize_leaves_no_quantizer_in_a_recurrent_layer(layer, grid):
+    model = nn.Sequential(layer(3, 3))
+    quantize(model, preset("int8") + Rule("0", input=grid))
+    dequantize(model)
+    assert list(model[0].children()) == []
 
 
 def test_default_grid_marker_is_not_stored():

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 import fakequant as fq
 from fakequant.call_sites import call_sites
+from fakequant.nn.walk import named_quantizers
 
 D = fq.QuantDescriptor
 
@@ -86,6 +87,89 @@ def test_after_dequantize_it_can_be_quantized_again():
     assert fq.quantize(fq.dequantize(model), example_inputs=(X,)) == first
 
 
+def test_a_layer_that_was_not_called_goes_by_its_float_class(patched):
+    with fq.patched_torch_nn():
+        patched.spare = nn.Linear(16, 16)
+    report = fq.quantize(patched, example_inputs=(X,))
+    expected = ("Linear", "was not called in the example forward")
+    assert [(layer.type, layer.reason) for layer in report.layers if layer.name == "spare"] == [expected]
+
+
+# Errors leave the model as it was.
+
+
+def state(model: nn.Module) -> list[object]:
+    """Return what quantization changes of each module: class, children, hooks, switch, grid."""
+    return [
+        (
+            type(module),
+            {name: id(child) for name, child in module._modules.items()},
+            [list(module._forward_pre_hooks.values()), list(module._forward_hooks.values())],
+            (module.is_enabled, module.descriptor) if isinstance(module, fq.TensorQuantizer) else None,
+        )
+        for module in model.modules()
+    ]
+
+
+class SelfAttention(nn.Module):
+    """Attention that a patch of torch.nn reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(64, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+def convolutions() -> nn.Sequential:
+    return nn.Sequential(*(nn.Conv2d(16, 16, 3, padding=1) for _ in range(3)), nn.Flatten(), nn.Linear(16 * 6 * 6, 16))
+
+
+HALF_FLOAT = fq.Rule("2", input=None, target="tensorrt")
+"""Refused when the quantizers of the layers before are in place: a target has a layer as a whole or not."""
+
+
+@pytest.mark.parametrize("first", [fq.Rule("0"), fq.Rule("0", input=None), fq.Rule("0", weight=D(4, axis=0))])
+def test_an_error_leaves_a_model_built_under_the_patch_unchanged(first):
+    with fq.patched_torch_nn():
+        model = convolutions()
+    model[0].input_quantizer.num_bits = 6
+    before = state(model)
+    with pytest.raises(fq.RecipeError, match=r"^2: expected rules that leave the layer as a whole float"):
+        fq.quantize(model, fq.preset("int8") + first + HALF_FLOAT, example_inputs=(X,))
+    assert state(model) == before
+
+
+def test_an_error_leaves_attention_built_under_the_patch_unchanged():
+    with fq.patched_torch_nn():
+        model = nn.Sequential(SelfAttention(), nn.Identity(), nn.Linear(64, 64))
+    before = state(model)
+    with pytest.raises(fq.RecipeError):
+        fq.quantize(model.eval(), fq.preset("int8") + HALF_FLOAT, example_inputs=(TOKENS,))
+    assert state(model) == before
+
+
+def test_an_error_without_an_example_leaves_call_sites():
+    model = nn.Sequential(Residual(), nn.Linear(6, 6))
+    fq.quantize(model, fq.preset("int8") + fq.Rule("1", input=None, weight=None), example_inputs=(X,))
+    before = state(model)
+    with pytest.raises(fq.InvalidValueError, match="calib_method"):
+        fq.quantize(model, fq.preset("int8") + fq.Rule("1", weight=D(calib_method="x")))
+    assert state(model) == before
+
+
+def test_a_handle_of_a_hook_still_removes_it_after_an_error():
+    model, calls = convolutions(), []
+    handle = model[0].register_forward_hook(lambda *_: calls.append("conv"))
+    with pytest.raises(fq.RecipeError):
+        fq.quantize(model, fq.preset("int8") + HALF_FLOAT, example_inputs=(X,))
+    handle.remove()
+    calls.clear()
+    model(X)
+    assert calls == []
+
+
 class Encoder(nn.Module):
     """Two of torch's encoder layers."""
 
@@ -122,3 +206,12 @@ def test_the_plan_of_a_model_with_quantizers_sees_inside_attention():
     with fq.patched_torch_nn():
         model = Encoder().eval()
     assert {edge.name for edge in fq.plan(model, (TOKENS,)).report.edges} == expected
+
+
+def test_attention_built_under_the_patch_has_the_quantizers_of_any_other():
+    model = SelfAttention().eval()
+    fq.quantize(model, example_inputs=(TOKENS,))
+    with fq.patched_torch_nn():
+        patched = SelfAttention().eval()
+    fq.quantize(patched, example_inputs=(TOKENS,))
+    assert [name for name, _ in named_quantizers(patched)] == [name for name, _ in named_quantizers(model)]

@@ -5,8 +5,9 @@ from torch import nn
 
 import fakequant
 from fakequant.descriptor import QuantDescriptor
-from fakequant.errors import InvalidTypeError, RecipeError
-from fakequant.recipe import Grid, Recipe, Rule, preset
+from fakequant.errors import InvalidTypeError, InvalidValueError, RecipeError
+from fakequant.presets import preset
+from fakequant.recipe import Grid, Recipe, Rule
 
 FLOAT = Rule(input=None, weight=None)
 FOUR_BITS = Rule(weight=QuantDescriptor(4))
@@ -134,7 +135,7 @@ def test_w4a8_keeps_the_axis_and_the_narrow_range():
 
 
 def test_unknown_preset_is_an_error():
-    names = "'dynamic', 'dynamic-per-token', 'fp8', 'int4', 'int8', 'w4a8'"
+    names = "'dynamic', 'dynamic-lstm', 'dynamic-per-token', 'fp8', 'int4', 'int8', 'w4a8'"
     with pytest.raises(RecipeError, match=rf"recipe: expected one of \[{names}\], got 'int3'"):
         preset("int3")
 
@@ -191,3 +192,9 @@ def test_default_that_matches_no_layer_is_fine():
 
 def test_default_grid_is_looked_up_in_the_class():
     assert (Rule().input, Rule().weight) == (Grid.DEFAULT, Grid.DEFAULT)
+
+
+@pytest.mark.parametrize("scheme", ["twn", "xnor", "dorefa"])
+def test_a_scheme_for_weights_is_refused_for_inputs(scheme):
+    with pytest.raises(InvalidValueError, match=f"Rule.input: expected a grid for inputs, got scheme '{scheme}'"):
+        Rule(input=QuantDescriptor(1 if scheme == "xnor" else 2, scheme=scheme))

@@ -27,6 +27,12 @@ def test_no_file_is_a_dumping_ground() -> None:
     assert found == [], "name the file after its one job"
 
 
+def test_no_file_is_longer_than_300_lines() -> None:
+    package = Path(fakequant.__file__).parent
+    lengths = {str(path): len(path.read_text(encoding="utf-8").splitlines()) for path in package.rglob("*.py")}
+    assert {path: length for path, length in lengths.items() if length > 300} == {}, "give a part of it its own file"
+
+
 def test_version_is_the_same_everywhere() -> None:
     assert fakequant.__version__ == declared_version()
     assert importlib.metadata.version("fakequant") == declared_version()

@@ -225,3 +225,33 @@ def test_a_rule_for_one_target_leaves_the_other_alone():
     assert type(model.conv) is fq.nn.QuantConv2d
     fq.retarget(model, "onnxruntime")
     assert type(model.conv) is nn.Conv2d
+
+
+class Doubled(fq.nn.QuantLinear):
+    """A user's own quantized class."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_a_quantized_class_of_a_user_keeps_its_class_for_every_target():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Doubled(8, 8)), torch.randn(4, 8)
+    expected = 2 * nn.functional.linear(x, model[0].weight, model[0].bias)
+    recipe = fq.preset("int8") + fq.Rule("0", target="tensorrt", input=None, weight=None)
+    fq.quantize(model, recipe, example_inputs=(x,), target="onnxruntime")
+    fq.calibrate(model, [x], progress=False)
+    quantized = model(x)
+    fq.retarget(model, "tensorrt")
+    assert torch.equal(model(x), expected)
+    fq.retarget(model, "onnxruntime")
+    assert type(model[0]) is Doubled
+    assert torch.equal(model(x), quantized)
+    assert not torch.equal(quantized, expected)
+
+
+def test_a_quantized_class_of_a_user_stays_when_the_model_is_made_float():
+    model = nn.Sequential(Doubled(2, 2), nn.Linear(2, 2))
+    fq.quantize(model)
+    fq.dequantize(model)
+    assert [type(layer) for layer in model] == [Doubled, nn.Linear]

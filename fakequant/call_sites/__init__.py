@@ -1,18 +1,11 @@
 """Functional ops: seen in one example forward, quantized without a change to any forward()."""
 
 from fakequant.call_sites.custom import TRANSLATIONS, register_op
-from fakequant.call_sites.interception import (
-    CallSite,
-    CallSites,
-    PerCall,
-    call_sites,
-    hide,
-    intercept,
-    is_owner,
-    release,
-)
+from fakequant.call_sites.hiding import hide
+from fakequant.call_sites.interception import call_sites, intercept, is_owner, release
 from fakequant.call_sites.ops import KIND_OF, RECURRENT_ROLES, Op, Role, op_of
 from fakequant.call_sites.recording import record
+from fakequant.call_sites.sites import CallSite, CallSites, PerCall
 from fakequant.call_sites.tensor_graph import Call, TensorGraph, Value
 
 __all__ = [

@@ -6,28 +6,23 @@ from typing import Any
 from torch import nn
 
 from fakequant.call_sites.ops import Op, Role, op_named
-from fakequant.nn import QuantInputMixin, QuantMixin, quantized_class_of, registered
-from fakequant.nn.registry import is_seen_through
+from fakequant.nn import QuantMixin, quantized_class_of
+from fakequant.nn.registry import float_class_of, is_seen_through
 
 
 def op_of_module(module: nn.Module, is_asked_for: bool) -> Op | None:
     """Return the op that a module with a quantized class stands for; its forward is one call."""
-    if isinstance(module, QuantInputMixin):
-        float_class: type[nn.Module] | None = next((f for f, q in registered() if type(module) is q), None)
-    else:
-        float_class = type(module) if quantized_class_of(type(module)) is not None else None
-        if float_class is not None and is_seen_through(float_class) and not is_asked_for:
-            return None
-    if float_class is None:
+    float_class = float_class_of(type(module)) or type(module)
+    quantized = quantized_class_of(float_class)
+    if quantized is None:
+        return None
+    if float_class is type(module) and is_seen_through(float_class) and not is_asked_for:
         return None
     if issubclass(float_class, nn.RNNBase | nn.RNNCellBase):
         return _recurrent(float_class, module)
     for base in float_class.__mro__:
-        known = op_named(_snake_case(base.__name__))
-        if known is not None:
+        if base.__module__.startswith("torch.") and (known := op_named(_snake_case(base.__name__))) is not None:
             return known
-    quantized = quantized_class_of(float_class)
-    assert quantized is not None
     if not issubclass(quantized, QuantMixin):
         return Op(float_class.__name__, Role.OTHER, quantized.input_names)
     inputs, weights = quantized.input_names, _weight_names(quantized, module)

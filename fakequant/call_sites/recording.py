@@ -18,9 +18,8 @@ from torch.utils import _pytree as pytree
 from fakequant.call_sites.module_ops import op_of_module, weights_of
 from fakequant.call_sites.ops import Op, Role, op_of, operands
 from fakequant.call_sites.tensor_graph import Call, TensorGraph, Value
+from fakequant.call_sites.untouched import untouched
 from fakequant.nn import TensorQuantizer
-from fakequant.nn.modes import evaluating
-from fakequant.nn.modules.transformer import unfuse
 
 _ARGUMENTS = ("dim", "mode", "value", "output_size", "is_causal", "scale", "dropout_p", "min_val", "min")
 """Plain arguments of ops that placement asks for, where they are passed by name or known by position."""
@@ -55,13 +54,7 @@ def record(
     """
     recorder = _Recorder(model)
     pytree.tree_map_only(Tensor, recorder.know_input, (args, dict(kwargs or {})))
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        stack.enter_context(_state_kept(model))
-        stack.enter_context(_without_quantizers(model))
-        stack.enter_context(_unfused(model))
-        stack.enter_context(recorder.following(model, as_one_call))
-        stack.enter_context(recorder)
+    with untouched(model), recorder.following(model, as_one_call), recorder:
         outputs = model(*args, **dict(kwargs or {}))
     for tensor in _tensors(outputs):
         recorder.value_of(tensor).is_output = True
@@ -269,50 +262,3 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 def _version(tensor: Tensor) -> int:
     """Return how often a tensor was written to, 0 where torch does not count."""
     return 0 if tensor.is_inference() else tensor._version
-
-
-@contextlib.contextmanager
-def _state_kept(model: nn.Module) -> Iterator[None]:
-    """Put buffers and random number generators back to what they were."""
-    buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
-    contents = {buffer: buffer.clone() for _, found in buffers for buffer in found.values() if buffer is not None}
-    devices = {buffer.device for buffer in (*contents, *model.parameters()) if buffer.is_cuda}
-    try:
-        with torch.random.fork_rng(devices=list(devices)):
-            yield
-    finally:
-        for module, found in buffers:
-            module._buffers.update(found)
-        for buffer, content in contents.items():
-            if not torch.equal(buffer, content):
-                buffer.copy_(content)
-
-
-@contextlib.contextmanager
-def _without_quantizers(model: nn.Module) -> Iterator[None]:
-    """Run the float model; torch's attention would run fused for quantizers that are merely off."""
-    removed = [
-        (module, name, child)
-        for module in model.modules()
-        for name, child in module._modules.items()
-        if isinstance(child, TensorQuantizer)
-    ]
-    for module, name, _ in removed:
-        module._modules[name] = nn.Identity()
-    try:
-        yield
-    finally:
-        for module, name, child in removed:
-            module._modules[name] = child
-
-
-@contextlib.contextmanager
-def _unfused(model: nn.Module) -> Iterator[None]:
-    """Run attention and encoder layers without their fused kernels, which would hide what is inside."""
-    classes = [(module, type(module)) for module in model.modules()]
-    unfuse(model, everywhere=True)
-    try:
-        yield
-    finally:
-        for module, cls in classes:
-            module.__class__ = cls

@@ -19,6 +19,8 @@ class Value:
         producer: the call that made it; None for inputs, parameters and what an unknown function made.
         parameter: full name of the parameter or buffer that it is.
         is_constant: computed from parameters, buffers and constants only.
+        is_output: the model returns it.
+        uses: who reads it: (call, operand), operand -1 where it is an argument that no quantizer is for.
     """
 
     index: int
@@ -29,7 +31,6 @@ class Value:
     is_constant: bool = False
     is_output: bool = False
     uses: "list[tuple[Call, int]]" = dataclasses.field(default_factory=list)
-    """(call, operand); operand -1 where the tensor is an argument that no quantizer is for."""
 
     @property
     def is_activation(self) -> bool:
@@ -104,7 +105,7 @@ class Call:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TensorGraph:
-    """One example forward: calls in order, and how often each module ran directly inside another's forward.
+    """One example forward: calls in order, and which modules ran directly inside another's forward.
 
     Args:
         calls: in order of execution.

@@ -65,6 +65,17 @@ def quantized_class_of(float_class: type[nn.Module]) -> type[QuantInputMixin] | 
     return None if found is None else found.quantized_class
 
 
+def float_class_of(quantized_class: type[nn.Module]) -> type[nn.Module] | None:
+    """Return what a quantized class, or a subclass of one, is the quantized form of; None for any other class."""
+    return getattr(quantized_class, "float_class", None) if issubclass(quantized_class, QuantInputMixin) else None
+
+
+def is_given(cls: type[nn.Module]) -> bool:
+    """Whether ``quantize`` gives modules this class; a subclass of one is its author's, and stays as it is."""
+    float_class = float_class_of(cls)
+    return float_class is not None and quantized_class_of(float_class) is cls
+
+
 def registered() -> Iterator[tuple[type[nn.Module], type[QuantInputMixin]]]:
     """Yield every (float class, quantized class), in order of registration."""
     for float_class, found in _QUANTIZED.items():
@@ -88,12 +99,13 @@ def is_on_request(float_class: type[nn.Module]) -> bool:
 
 
 def weighted() -> dict[type[nn.Module], type[QuantMixin]]:
+    """Return {float class: quantized class} of those with a weight."""
+    return {float_class: cls for float_class, cls in registered() if issubclass(cls, QuantMixin)}
+
+
+def weighted_by_default() -> dict[type[nn.Module], type[QuantMixin]]:
     """Return {float class: quantized class} of those with a weight that are quantized by default."""
-    return {
-        float_class: cls
-        for float_class, cls in registered()
-        if issubclass(cls, QuantMixin) and is_by_default(float_class)
-    }
+    return {float_class: cls for float_class, cls in weighted().items() if is_by_default(float_class)}
 
 
 def why_unreachable(module: nn.Module) -> str:

@@ -5,14 +5,13 @@ from collections.abc import Callable
 
 from fakequant.call_sites import TensorGraph
 from fakequant.placement import layers_only, onnxruntime, tensorrt
-from fakequant.placement.decision import SOFTMAX, Decision, Override, Overrides
+from fakequant.placement.decision import Decision, Override, Overrides
 from fakequant.placement.groups import Groups
 from fakequant.placement.layers import is_layer, layer_positions
 from fakequant.placement.signs import never_negative
 from fakequant.targets import placement_of
 
 __all__ = [
-    "SOFTMAX",
     "Decision",
     "Groups",
     "Override",

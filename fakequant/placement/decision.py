@@ -36,6 +36,11 @@ class Decision:
         return "softmax" if self.operand == SOFTMAX else self.call.operand_name(self.operand)
 
     @property
+    def name(self) -> str:
+        """Full name of the edge: ``layer1.0.add_0.other``."""
+        return f"{self.call.name}.{self.operand_name}"
+
+    @property
     def value(self) -> Value | None:
         """The value on the edge; None for SOFTMAX."""
         return None if self.operand == SOFTMAX else self.call.operand(self.operand)

@@ -3,12 +3,17 @@
 from fakequant.call_sites import RECURRENT_ROLES, Call, Role, TensorGraph, Value
 
 
-def is_layer(call: Call) -> bool:
-    """Whether a call multiplies by a weight, or by several."""
+def is_weighted(call: Call) -> bool:
+    """Whether a call multiplies by a weight, its second operand."""
     if call.role is Role.PRODUCT:
         weight = call.operand(1)
         return weight is not None and weight.is_constant
-    return call.role is Role.WEIGHTED or call.role in RECURRENT_ROLES
+    return call.role is Role.WEIGHTED
+
+
+def is_layer(call: Call) -> bool:
+    """Whether a call multiplies by a weight, or by several."""
+    return is_weighted(call) or call.role in RECURRENT_ROLES
 
 
 def why_no_layer(call: Call) -> str:

@@ -12,7 +12,7 @@ from fakequant.placement.decision import Decision, Overrides
 from fakequant.placement.decisions import Decisions
 from fakequant.placement.fusion import is_convolution
 from fakequant.placement.groups import preserves_scale
-from fakequant.placement.layers import why_no_layer
+from fakequant.placement.layers import is_weighted, why_no_layer
 from fakequant.placement.recurrent import decide_recurrent
 from fakequant.placement.signs import cuts_negatives
 
@@ -58,9 +58,7 @@ class _Placement:
 
     def _layer(self, call: Call) -> None:
         self._decisions.decide_custom(call)
-        weight = call.operand(1)
-        is_product = call.role is Role.PRODUCT and weight is not None and weight.is_constant
-        if call.role is not Role.WEIGHTED and not is_product:
+        if not is_weighted(call):
             return
         reason = self._float.get(call.name) or why_no_layer(call) or self._why_no_kernel(call)
         self._decisions.decide(call, 0, not reason, reason or "input of a weighted layer")

@@ -56,14 +56,19 @@ def too_small(call: Call) -> str:
     return small_product(math.prod(weight.shape[1:]), weight.shape[0])
 
 
+def groups_of(call: Call) -> int:
+    """Return the groups of a convolution, 1 for other calls; channels come before as many axes as its kernel has."""
+    data, weight = call.operand(0), call.operand(1)
+    if data is None or weight is None or not call.kind.startswith("conv"):
+        return 1
+    # A group of a transposed convolution has the outputs in its weight, of any other the inputs.
+    channels = (call.output if call.kind.startswith("conv_transpose") else data).shape[1 - len(weight.shape)]
+    return max(channels // max(weight.shape[1], 1), 1)
+
+
 def _convolution(call: Call, data: Value, weight: Value) -> str:
-    kernel = weight.shape[2:]
-    channels = data.shape[-len(kernel) - 1]
+    kernel, groups = weight.shape[2:], groups_of(call)
+    inputs, outputs = weight.shape[1], weight.shape[0]
     if call.kind.startswith("conv_transpose"):
-        outputs = call.output.shape[-len(kernel) - 1]
-        groups = outputs // max(weight.shape[1], 1)
-        inputs = channels // max(groups, 1)
-    else:
-        inputs, groups = weight.shape[1], channels // max(weight.shape[1], 1)
-        outputs = weight.shape[0]
+        inputs, outputs = weight.shape[0] // groups, groups * weight.shape[1]
     return small_convolution(inputs, outputs, groups, kernel, is_first=data.producer is None)

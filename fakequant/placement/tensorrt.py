@@ -11,7 +11,7 @@ from fakequant.placement.attention import find_attentions, why_too_long
 from fakequant.placement.decision import SOFTMAX, Decision, Overrides
 from fakequant.placement.decisions import Decisions
 from fakequant.placement.fusion import distances, fused_convolution, only_readers
-from fakequant.placement.layers import why_no_layer
+from fakequant.placement.layers import is_weighted, why_no_layer
 from fakequant.placement.recurrent import decide_recurrent
 from fakequant.placement.sizes import small_product, too_small
 from fakequant.placement.squeeze_excite import Gate, find_gates
@@ -47,12 +47,8 @@ class _Placement:
 
     def _weighted(self, in_gates: set[Call]) -> None:
         for call in self._graph.calls:
-            if call.role is Role.WEIGHTED:
+            if is_weighted(call):
                 self._weighted_call(call, in_gates)
-            elif call.role is Role.PRODUCT:
-                constants = [index for index in (0, 1) if (v := call.operand(index)) is not None and v.is_constant]
-                if constants == [1]:
-                    self._weighted_call(call, in_gates)
 
     def _weighted_call(self, call: Call, in_gates: set[Call]) -> None:
         reason = why_no_layer(call)

@@ -234,7 +234,7 @@ def every_kind():
     """Return the model with a site of each kind, on grids that are known."""
     torch.manual_seed(0)
     model = EveryKind().eval()
-    sites = CallSites({**dict.fromkeys(KIND_OF.values(), 0), **dict.fromkeys(CALLS, 1)})
+    sites = CallSites("", {**dict.fromkeys(KIND_OF.values(), 0), **dict.fromkeys(CALLS, 1)})
     for kind in CALLS:
         op = op_named(kind)
         call = CallSite(kind)
@@ -859,7 +859,14 @@ def test_a_call_that_the_example_did_not_make_is_reported_once(quantized, batch)
         warnings.simplefilter("always")
         for _ in range(3):
             model(batch)
-    assert [str(w.message).split(" was")[0] for w in caught] == ["Turns: call add_1"]
+    assert [str(w.message).split(" was")[0] for w in caught] == ["call add_1"]
+
+
+def test_the_report_names_the_module_of_the_call(quantized, batch):
+    model = quantized(nn.Sequential(Turns(), Turns()), "*.add_0")
+    model[1].turns = 1
+    with pytest.warns(UserWarning, match=r"^call 1\.add_1 was not made in the example"):
+        model(batch)
 
 
 def test_beside_it_the_seen_calls_are_quantized(quantized, batch):

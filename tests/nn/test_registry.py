@@ -5,10 +5,20 @@ import torch
 from torch import Tensor, nn
 
 import fakequant
-from fakequant.descriptor import QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW
-from fakequant.errors import InvalidTypeError, RecipeError
-from fakequant.nn import QuantInputMixin, QuantLinear, QuantMixin, quantized_class_of, register, registered, registry
+from fakequant.descriptor import QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW, QuantDescriptor
+from fakequant.errors import InvalidTypeError, InvalidValueError, RecipeError
+from fakequant.nn import (
+    QuantInputMixin,
+    QuantLinear,
+    QuantMixin,
+    TensorQuantizer,
+    quantized_class_of,
+    register,
+    registered,
+    registry,
+)
 from fakequant.nn.modules.quant_module import QuantizedInputForward
+from fakequant.nn.walk import named_quantizers
 
 
 class Scaled(nn.Linear):
@@ -196,3 +206,140 @@ def test_weights_and_inputs_of_any_name_are_quantized_with_an_example(target):
         quantizer = getattr(model.mix, f"_{name}_quantizer")
         assert quantizer.is_calibrated
         assert quantizer.axis == (0 if name in ("down", "up") else None)
+
+
+def test_a_class_that_names_a_weight_it_has_not_is_refused():
+    class Misspelled(QuantLowRank):
+        weight_names = ("down", "upp")
+
+    with pytest.raises(InvalidValueError, match=r"Misspelled.weight_names: expected parameters of it, got \['upp'\]"):
+        Misspelled()
+
+
+# Classes of a user with the names of torch's ops and layers.
+
+
+class Add(nn.Module):
+    """A sum as a module."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+class QuantAdd(QuantInputMixin, Add):
+    input_names = ("x", "y")
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self._x_quantizer(x) + self._y_quantizer(y)
+
+
+class Summed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.add = nn.Linear(16, 16), nn.Linear(16, 16), Add()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.add(self.one(x), self.other(x))
+
+
+class Mean(nn.Module):
+    """A product, then a mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(16, 16))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self.weight).mean(-1)
+
+
+class QuantMean(QuantMixin, Mean):
+    default_quant_desc_weight = QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(self._input_quantizer(input), self._weight_quantizer(self.weight)).mean(-1)
+
+
+class Linear(Mean):
+    """A Linear that is not torch's."""
+
+
+class QuantOtherLinear(QuantMean, Linear):
+    default_quant_desc_weight = QuantDescriptor(4, axis=0)
+
+
+def test_a_class_with_the_name_of_an_op_has_the_quantizers_that_it_calls():
+    register(Add)(QuantAdd)
+    model, x = Summed(), torch.randn(4, 16)
+    fakequant.quantize(model, fakequant.preset("int8") + fakequant.Rule(type="Add", force=True), example_inputs=x)
+    fakequant.calibrate(model, [x], progress=False)
+    assert list(model.add._modules) == ["_x_quantizer", "_y_quantizer"]
+    assert all(quantizer.is_calibrated for quantizer in model.add.children())
+
+
+def test_a_weight_of_a_class_with_the_name_of_an_op_is_quantized():
+    register(Mean)(QuantMean)
+    model = nn.Sequential(Mean())
+    assert str(fakequant.quantize(model, example_inputs=torch.randn(4, 16))) == "1 of 1 Mean quantized"
+    assert type(model[0]) is QuantMean
+
+
+@pytest.mark.parametrize("example", [None, torch.randn(4, 16)], ids=["no example", "example"])
+def test_a_class_with_the_name_of_a_layer_has_the_grid_of_its_own(example):
+    register(Linear)(QuantOtherLinear)
+    model = nn.Sequential(Linear())
+    fakequant.quantize(model, example_inputs=example)
+    assert model[0].weight_quantizer.num_bits == 4
+
+
+# A subclass of a quantized class counts as that class.
+
+
+class OwnLinear(QuantLinear):
+    """As custom_quant_modules puts it into torch.nn."""
+
+
+@pytest.mark.parametrize("example", [None, torch.randn(4, 16)], ids=["no example", "example"])
+def test_a_subclass_of_a_quantized_class_is_reported_as_its_float_class(example):
+    report = fakequant.quantize(nn.Sequential(OwnLinear(16, 16)), example_inputs=example)
+    assert str(report) == "1 of 1 Linear quantized"
+
+
+@pytest.mark.parametrize("example", [None, torch.randn(4, 16)], ids=["no example", "example"])
+def test_a_subclass_of_a_quantized_class_has_no_more_than_its_own_quantizers(example):
+    model = nn.Sequential(OwnLinear(16, 16))
+    fakequant.quantize(model, example_inputs=example)
+    assert [name for name, _ in named_quantizers(model)] == ["0._input_quantizer", "0._weight_quantizer"]
+
+
+# Quantizers that a user's class has besides.
+
+
+class Rounded(nn.Linear):
+    """A linear layer with a quantizer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(16, 16)
+        self.inner = TensorQuantizer(QuantDescriptor(amax=1.0))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.inner(super().forward(input))
+
+
+class QuantRounded(QuantMixin, Rounded):
+    default_quant_desc_weight = QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self._weight_quantizer(self.weight)
+        return self.inner(nn.functional.linear(self._input_quantizer(input), weight, self.bias))
+
+
+@pytest.mark.parametrize("example", [None, torch.randn(4, 16)], ids=["no example", "example"])
+def test_dequantize_leaves_a_users_own_quantizer(example):
+    register(Rounded)(QuantRounded)
+    model, x = nn.Sequential(Rounded()), torch.randn(4, 16)
+    expected = model(x)
+    fakequant.quantize(model, example_inputs=example)
+    assert type(model[0]) is QuantRounded
+    assert torch.equal(fakequant.dequantize(model)(x), expected)
+    assert list(model[0]._modules) == ["inner"]

@@ -322,7 +322,7 @@ class Collected(list):
         original = fq.calib.MaxCalibrator.collect
 
         def collect(calibrator, tensor):
-            if calibrator is quantizer._calibrator:
+            if calibrator is getattr(quantizer._calibrator, "_calibrator", None):  # behind a Collector
                 self.append(tuple(tensor.shape))
             original(calibrator, tensor)
 

@@ -53,3 +53,12 @@ def test_a_rule_leaves_a_layer_float():
         "conv.input": "sensitive",
         "conv.weight": "sensitive",
     }
+
+
+@pytest.mark.parametrize("groups", [2, 8])
+def test_a_convolution_in_groups_stays_float_unless_forced(groups):
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=groups))
+    (layer,) = fq.plan(model, X, "onnxruntime", "dynamic").report.left_float
+    assert layer.reason == "a convolution in groups has no integer kernel for ranges of a call"
+    forced = fq.preset("dynamic") + fq.Rule("0", force=True)
+    assert len(fq.plan(model, X, "onnxruntime", forced).report.quantized) == 1

@@ -186,6 +186,8 @@ class TestForce:
         amaxes = {edge.name: edge.descriptor.amax for edge in plan.report.edges if edge.descriptor}
         names = [f"matmul_{n}.{operand}" for n in (0, 1) for operand in ("input", "other")]
         assert [amaxes[name] for name in names] == [None, None, 1.0, None]
+        (probabilities,) = [slot for slot in plan.slots if slot.name == "matmul_1.input"]
+        assert {grid.amax for grid in probabilities.grids.values()} == {1.0}
 
     def test_a_replaced_forward_is_stronger(self, planned):
         model = Net().eval()
@@ -215,8 +217,13 @@ class TestTarget:
         ):
             fq.Rule("a", target=target)
 
-    def test_a_rule_about_others_may_match_nothing(self, planned):
-        assert planned(fq.Rule("nowhere", target="onnxruntime")) == planned()
+    @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+    def test_a_rule_about_one_that_matches_nothing_is_refused_for_all(self, planned, target):
+        with pytest.raises(fq.RecipeError, match="rule name='nowhere'"):
+            planned(fq.Rule("nowhere", target="onnxruntime"), target=target)
+
+    def test_a_rule_about_another_may_match_what_only_that_quantizes(self, planned):
+        assert planned(fq.Rule(type="relu", target="onnxruntime")) == planned()
 
     def test_unknown(self, x):
         with pytest.raises(
@@ -315,7 +322,7 @@ TOML = {
     "reason": ('[[rule]]\nname = "a"\nfloat = true\nreason = "why"', (fq.Rule("a", **FLOAT, reason="why"),)),
     "type": ('[[rule]]\ntype = "add"\nfloat = true', (fq.Rule(type="add", **FLOAT),)),
     "force": ('[[rule]]\nname = "head"\nforce = true', (fq.Rule("head", force=True),)),
-    "target": ('[[rule]]\nname = "x"\ntarget = "onnx*"', (fq.Rule("x", target="onnx*"),)),
+    "target": ('[[rule]]\nname = "b"\ntarget = "onnx*"', (fq.Rule("b", target="onnx*"),)),
     "position": ('[[rule]]\nposition = "last"\nfloat = true', (fq.Rule(position="last", **FLOAT),)),
     "grid": (
         '[[rule]]\nname = "a"\nweight = {num_bits = 4, axis = 0, narrow_range = true}',
@@ -447,9 +454,9 @@ ERRORS = {
 }
 # Codes in place of values: no layer can compute with them.
 BAD_GRIDS = {
-    "weight": fq.Rule("fc", weight=REAL),
-    "input of a later layer": fq.Rule("fc", input=REAL),
-    "call site": fq.Rule("add_0", input=REAL),
+    "weight": {"name": "fc", "weight": REAL},
+    "input of a later layer": {"name": "fc", "input": REAL},
+    "call site": {"name": "add_0", "input": REAL},
 }
 
 
@@ -493,7 +500,7 @@ class TestAnErrorLeavesTheModel:
 @pytest.mark.parametrize("rule", BAD_GRIDS.values(), ids=BAD_GRIDS)
 def test_a_grid_that_no_layer_can_use_is_refused(x, rule):
     with pytest.raises(fq.InvalidValueError, match="fake_quant"):
-        fq.quantize(Net().eval(), fq.preset("int8") + rule, example_inputs=x)
+        fq.quantize(Net().eval(), fq.preset("int8") + fq.Rule(**rule), example_inputs=x)
 
 
 @pytest.mark.parametrize("failing", ["_own", "_hide_callees"])
@@ -513,3 +520,13 @@ def test_an_error_half_way_is_undone(x, monkeypatch, failing):
         fq.quantize(model, example_inputs=x)
     after = [(name, type(module)) for name, module in model.named_modules()], list(model.state_dict()), hooks(model)
     assert after == before
+
+
+@pytest.mark.parametrize("fields", [{"amax": 2.0}, {"axis": 1}, {"affine": True}], ids=str)
+def test_grids_of_targets_that_cannot_share_a_range_are_refused(planned, fields):
+    rules = (
+        fq.Rule("a", input=fq.QuantDescriptor(8, amax=1.0, axis=None), target="tensorrt"),
+        fq.Rule("a", input=fq.QuantDescriptor(8, **fields), target="onnxruntime"),
+    )
+    with pytest.raises(fq.RecipeError, match=r"a.input: expected grids with the same amax, .* for all targets"):
+        planned(*rules)

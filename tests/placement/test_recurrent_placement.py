@@ -47,21 +47,19 @@ WEIGHTS = [f"lstm.weight_{of}_l0{suffix}" for of in ("ih", "hh") for suffix in (
 @TARGETS
 def test_a_layer_stays_float_with_all_of_its_weights_and_says_why(target):
     found = planned(target=target)
+    reason = "ONNX's operator runs in float inside on every target; Q and DQ would only slow it down (R46)"
     for edge in ("lstm.input", *WEIGHTS):
-        assert found[edge] == (False, "runs in float inside on every target; Q and DQ would only slow it down (R46)")
+        assert found[edge] == (False, reason)
     layers = {layer.name: layer for layer in fq.plan(Network(), example(), target).report.layers}
     assert "R46" in layers["lstm"].reason
 
 
 @TARGETS
-def test_a_rule_alone_does_not_force_a_layer(target):
-    found = planned(fq.preset("int8") + fq.Rule(type="LSTM"), target)
-    assert not any(found[edge][0] for edge in ("lstm.input", *WEIGHTS))
-
-
-@TARGETS
-def test_force_quantizes_input_and_weights(target):
-    recipe = fq.preset("int8") + fq.Rule(type="LSTM", force=True)
+@pytest.mark.parametrize(
+    "rule", [fq.Rule(type="LSTM"), fq.Rule("lstm"), fq.Rule(force=True)], ids=["type", "name", "force"]
+)
+def test_a_rule_quantizes_input_and_weights(target, rule):
+    recipe = fq.preset("int8") + rule
     found = planned(recipe, target)
     assert all(found[edge][0] for edge in ("lstm.input", *WEIGHTS))
     fq.quantize(model := Network(), recipe, example_inputs=example(), target=target)

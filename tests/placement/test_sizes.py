@@ -243,6 +243,13 @@ class TestTransposed:
         layer = nn.ConvTranspose2d(16, 16, (2, 3), groups=16)
         assert verdict(Layer(layer), image(16)) == (False, small(1, 16, 2, 3))
 
+    @pytest.mark.parametrize("shape", [(1, 16, 8, 8), (16, 8, 8)], ids=["batch", "no batch"])
+    @pytest.mark.parametrize(("groups", "axis"), [(1, 1), (2, None)])
+    def test_the_weight_has_a_range_for_each_channel_unless_in_groups(self, groups, axis, shape):
+        recipe = fq.preset("int8") + fq.Rule("layer", force=True)
+        layer = nn.ConvTranspose2d(16, 32, 2, groups=groups)
+        assert edge(Layer(layer), torch.rand(shape), name="layer.weight", recipe=recipe).descriptor.axis == axis
+
 
 class TestOtherReasons:
     def test_a_weight_computed_from_the_input(self):
@@ -260,13 +267,16 @@ class TestOtherReasons:
 
         assert verdict(Scaled(16, 16), torch.rand(4, 16), name="linear_0.input") == (True, WEIGHTED)
 
-    def test_constants_only(self):
+    @pytest.mark.parametrize(
+        ("name", "function"), [("linear_0.input", F.linear), ("matmul_0.input", torch.matmul)], ids=["linear", "matmul"]
+    )
+    def test_constants_only(self, name, function):
         class Constant(Product):
             def forward(self, x):
-                return x + F.linear(torch.ones(4, 16), self.w)
+                return x + function(torch.ones(4, 16), self.w)
 
         expected = (False, "computed from constants only")
-        assert verdict(Constant(16, 16), torch.rand(4, 16), name="linear_0.input") == expected
+        assert verdict(Constant(16, 16), torch.rand(4, 16), name=name) == expected
 
     def test_a_small_layer_is_in_the_report(self):
         report = fq.plan(Layer(nn.Linear(16, 10)), torch.rand(4, 16)).report

@@ -1,0 +1,66 @@
+"""The state of a running forward whose functional calls are quantized.
+
+All of it lives in the Interception of that forward: nested, recursive, concurrent (DataParallel)
+and interrupted forwards do not meet.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+
+from fakequant.call_sites.containers import CALL_SITES
+from fakequant.call_sites.ops import KIND_OF
+
+if TYPE_CHECKING:
+    from fakequant.call_sites.sites import CallSites
+
+
+class Frame:
+    """One running forward of one owner."""
+
+    def __init__(self, owner: nn.Module) -> None:
+        self.sites: CallSites = owner._modules[CALL_SITES]  # type: ignore[assignment]
+        self.counts: dict[str, int] = {}
+
+
+class Interception(TorchFunctionMode):
+    """The state of one running forward of an outermost owner, whose calls it counts op by op."""
+
+    def __init__(self, owner: nn.Module) -> None:
+        super().__init__()
+        outermost = Frame(owner)
+        self.counts_calls = outermost.sites.counts_calls
+        self.frames: list[Frame | None] = [outermost]
+        self._slots: dict[str, int] = {}
+
+    def next_call(self, slot: str) -> int:
+        """Return how often a slot was called before, and count this call."""
+        number = self._slots.get(slot, 0)
+        self._slots[slot] = number + 1
+        return number
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call func, on quantized operands where the call is a site of the module that makes it."""
+        kwargs = kwargs or {}
+        frame = self.frames[-1]
+        if frame is not None:
+            kind = KIND_OF.get(func)
+            if kind is not None and kind in frame.sites.kinds:
+                occurrence = frame.counts.get(kind, 0)
+                frame.counts[kind] = occurrence + 1
+                site = frame.sites.site(kind, occurrence)
+                if site is not None:
+                    return site(self, func, args, kwargs)
+        return func(*args, **kwargs)
+
+
+def running_interception() -> Interception | None:
+    """Return the state of the forward that runs now, None if none is intercepted."""
+    for mode in reversed(_get_current_function_mode_stack()):
+        if isinstance(mode, Interception):
+            return mode
+    return None
