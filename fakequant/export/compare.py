@@ -145,9 +145,12 @@ def _notes(graph: ir.Graph, cuts: Sequence[Cut], called: Sequence[str]) -> Itera
     ]
     others = [node for node in activations if node.outputs[0].name not in aligned]
     unnamed = [node for node in others if not quantizer_names(node)]
-    if not activations:
+    integer_lstms = sum(node.op_type == "DynamicQuantizeLSTM" for node in graph.all_nodes())
+    if integer_lstms:
+        yield f"Not compared: the codes inside of {integer_lstms} DynamicQuantizeLSTM."
+    elif not activations:
         yield "Only the outputs are compared: the file quantizes no activation."
-    elif unnamed:
+    if unnamed:
         yield (
             f"Not compared: {len(unnamed)} of {len(activations)} QuantizeLinear do not name their quantizer "
             f"in the metadata {QUANTIZER_KEY!r}; export_onnx writes it."

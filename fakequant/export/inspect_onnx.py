@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import IdentityEliminationPass
 
 from fakequant.export.graph import MODULE_KEY
-from fakequant.export.kernels import KERNELS
+from fakequant.export.kernels import KERNELS, ONNXRUNTIME_DOMAIN
 from fakequant.export.load import load_model
 from fakequant.export.match_kernels import OptimizedGraph
 from fakequant.export.quantized_edges import dequantizer_of, merge_equal_quantizers
@@ -96,7 +96,8 @@ def inspect_onnx(path: str | os.PathLike[str]) -> InspectReport:
     optimized = OptimizedGraph(model, file)
     IdentityEliminationPass()(model)  # as ONNX Runtime does before it looks at Q and DQ
     merge_equal_quantizers(model.graph)
-    nodes = [node for node in model.graph.all_nodes() if node.domain == "" and node.op_type in KERNELS]
+    domains = {"", ONNXRUNTIME_DOMAIN}
+    nodes = [node for node in model.graph.all_nodes() if node.domain in domains and node.op_type in KERNELS]
     return InspectReport(file, tuple(_inspect(node, optimized) for node in nodes))
 
 

@@ -53,13 +53,20 @@ KERNELS = {
 }
 """Op types that are looked at, each with its kernels."""
 
-INTEGER_FORMS = {"ConvInteger": {"ConvInteger"}, "MatMulInteger": {"DynamicQuantizeMatMul", "MatMulIntegerToFloat"}}
-"""Op types of ONNX that are integer products as written, and what they become besides themselves."""
+INTEGER_FORMS: dict[str, frozenset[str]] = {
+    "ConvInteger": frozenset(),
+    "DynamicQuantizeLSTM": frozenset(),
+    "MatMulInteger": frozenset({"DynamicQuantizeMatMul", "MatMulIntegerToFloat"}),
+}
+"""Op types of ONNX and ONNX Runtime that multiply integers as written, and what they become besides themselves."""
+
+ONNXRUNTIME_DOMAIN = "com.microsoft"
+"""Domain of ONNX Runtime's own operators."""
 
 KERNELS |= {op_type: _kernels({op_type, *fused}) for op_type, fused in INTEGER_FORMS.items()}
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Op types with a weight, or two operands that are multiplied and summed up."""
 
-INTEGER_OPS = frozenset().union(*(KERNELS[op_type].integer for op_type in WEIGHTED))
+INTEGER_OPS = frozenset().union(*(KERNELS[op_type].integer for op_type in (*sorted(WEIGHTED), *INTEGER_FORMS)))
 """Op types of an optimized graph that compute a weighted layer in integers."""

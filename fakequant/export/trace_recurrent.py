@@ -5,7 +5,7 @@ nodes on states of zeros.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,12 +16,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fakequant.errors import ExportError
+from fakequant.export.lstm_codes import Rows, lstm_codes
+from fakequant.export.recurrent_ops import in_onnx_order
+from fakequant.nn.modules.lstm_in_steps import is_inside
+from fakequant.nn.modules.recurrent import QuantLSTM
 
 _LAYERS: tuple[type[nn.RNNBase], ...] = (rnn.LSTM, rnn.GRU, rnn.RNN)
 """torch's own, also where initialize() has put others into torch.nn."""
-
-_GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
-"""Which of torch's gates are those of ONNX, in ONNX's order: ifgo as iofg, rzn as zrn."""
 
 _FROM_OUTSIDE = (
     "PackedSequence: expected one that pack_padded_sequence makes in the exported forward, got one from outside. "
@@ -34,7 +35,8 @@ def recurrent_layers(model: nn.Module, args: tuple[Any, ...]) -> Iterator[None]:
     """Let the recurrent layers of a model be traced as ops of ONNX for a with block.
 
     Raises:
-        ExportError: a layer with projections, which ONNX has not; names it. A PackedSequence among args.
+        ExportError: a layer with projections, which ONNX has not; names it. A PackedSequence among args. An LSTM
+            in integers, in part or on another grid than its operator has.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.RNNBase)}
     if not layers:
@@ -49,15 +51,17 @@ def recurrent_layers(model: nn.Module, args: tuple[Any, ...]) -> Iterator[None]:
     if any(_is_packed(leaf) for leaf in pytree.tree_leaves(args, is_leaf=_is_packed)):
         raise ExportError(_FROM_OUTSIDE)
     packed = _PackedAsPadded()
-    originals = {cls: cls.forward for cls in _LAYERS}
+    forward = _forward_in(packed, lstm_codes(model))
+    patched = [*((cls, "forward") for cls in _LAYERS), (QuantLSTM, "in_steps")]
+    originals = [(cls, name, getattr(cls, name)) for cls, name in patched]
     try:
-        for cls in _LAYERS:
-            cls.forward = _forward_in(packed)
+        for cls, name in patched:
+            setattr(cls, name, forward)
         with packed:
             yield
     finally:
-        for cls, original in originals.items():
-            cls.forward = original
+        for cls, name, original in originals:
+            setattr(cls, name, original)
 
 
 def _is_packed(leaf: object) -> bool:
@@ -96,7 +100,7 @@ class _PackedAsPadded(TorchFunctionMode):
 
     def _pack(self, input: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
         padded = input.transpose(0, 1) if batch_first else input
-        batch_sizes = _is_inside(padded, lengths).sum(dim=1)
+        batch_sizes = is_inside(padded, lengths).sum(dim=1)
         self._known.append((batch_sizes, lengths))
         return padded, batch_sizes
 
@@ -106,7 +110,7 @@ class _PackedAsPadded(TorchFunctionMode):
         # Without total_length, torch cuts to the longest sequence; a size that data decides is none of a file, where
         # sequences keep the padded length that they came with.
         lengths = self.lengths(batch_sizes)
-        inside = _is_inside(data, lengths).reshape(*data.shape[:2], *[1] * (data.dim() - 2))
+        inside = is_inside(data, lengths).reshape(*data.shape[:2], *[1] * (data.dim() - 2))
         padded = torch.where(inside, data, torch.full_like(data, padding_value))
         if total_length != data.shape[0]:
             more = data.new_full((total_length - data.shape[0], *data.shape[1:]), padding_value)
@@ -114,30 +118,25 @@ class _PackedAsPadded(TorchFunctionMode):
         return padded.transpose(0, 1) if batch_first else padded, lengths
 
 
-def _is_inside(padded: Tensor, lengths: Tensor) -> Tensor:
-    """Return [T, N], whether a step is within its sequence."""
-    steps = torch.arange(padded.shape[0], device=lengths.device)
-    return lengths.unsqueeze(0) > steps.unsqueeze(1)
-
-
-def _forward_in(packed: _PackedAsPadded) -> Callable[..., Any]:
-    """Return the forward of torch's three layers while packed sequences are padded."""
+def _forward_in(packed: _PackedAsPadded, integers: Mapping[nn.Module, list[tuple[Rows, Rows]]]) -> Callable[..., Any]:
+    """Return the forward of torch's three layers, and of LSTMs in integers, while packed sequences are padded."""
 
     def forward(layer: nn.RNNBase, input: Tensor | PackedSequence, hx: Any = None) -> Any:
         layer._update_flat_weights()
+        codes = integers.get(layer)
         states = hx if isinstance(hx, tuple) else (hx,)
         output: Any
         if isinstance(input, PackedSequence):
             x, batch_sizes, order, back = input
             lengths = packed.lengths(batch_sizes).to(torch.int32)
-            y, states = _stacked(layer, x, lengths, _permuted(states, order))
+            y, states = _stacked(layer, codes, x, lengths, _permuted(states, order))
             output, states = PackedSequence(y, batch_sizes, order, back), _permuted(states, back)
         elif input.dim() == 2:
             one = tuple(None if state is None else state.unsqueeze(1) for state in states)
-            y, states = _stacked(layer, input.unsqueeze(1), None, one)
+            y, states = _stacked(layer, codes, input.unsqueeze(1), None, one)
             output, states = y.squeeze(1), tuple(state.squeeze(1) for state in states)
         else:
-            y, states = _stacked(layer, input.transpose(0, 1) if layer.batch_first else input, None, states)
+            y, states = _stacked(layer, codes, input.transpose(0, 1) if layer.batch_first else input, None, states)
             output = y.transpose(0, 1) if layer.batch_first else y
         return output, states if layer.mode == "LSTM" else states[0]
 
@@ -150,20 +149,29 @@ def _permuted(states: tuple[Any, ...], order: Tensor | None) -> tuple[Any, ...]:
 
 
 def _stacked(
-    layer: nn.RNNBase, x: Tensor, lengths: Tensor | None, states: tuple[Any, ...]
+    layer: nn.RNNBase,
+    codes: list[tuple[Rows, Rows]] | None,
+    x: Tensor,
+    lengths: Tensor | None,
+    states: tuple[Any, ...],
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Return the sequences and last states of [T, N, features], one op for each of the stacked layers."""
     directions = 2 if layer.bidirectional else 1
     named = zip(layer._flat_weights_names, layer._flat_weights, strict=True)
-    in_order = {name: _in_order(layer.mode, weight) for name, weight in named}
+    parameters = {name: parameter for name, parameter in named if parameter is not None}
     last: list[tuple[Tensor, ...]] = []
     for index in range(layer.num_layers):
         suffixes = [f"l{index}", f"l{index}_reverse"][:directions]
-        w, r = (torch.stack([in_order[f"weight_{of}_{suffix}"] for suffix in suffixes]) for of in ("ih", "hh"))
+        if codes is None:
+            kinds = ([parameters[f"weight_{of}_{suffix}"] for suffix in suffixes] for of in ("ih", "hh"))
+            w, r = (torch.stack([in_onnx_order(layer.mode, weight) for weight in kind]) for kind in kinds)
+        else:
+            x = _on_grid(layer, index, x, lengths)
+            w, r = (torch.ops.fakequant.gate_rows(*rows, directions) for rows in codes[index])
         b = None
         if layer.bias:
-            pairs = [[in_order[f"bias_{of}_{suffix}"] for of in ("ih", "hh")] for suffix in suffixes]
-            b = torch.stack([torch.cat(pair) for pair in pairs])
+            pairs = [[parameters[f"bias_{of}_{suffix}"] for of in ("ih", "hh")] for suffix in suffixes]
+            b = torch.stack([torch.cat([in_onnx_order(layer.mode, bias) for bias in pair]) for pair in pairs])
         own = [None if state is None else state[index * directions : (index + 1) * directions] for state in states]
         h, c = (*own, None, None)[:2]
         x, *ends = torch.ops.fakequant.recurrent(x, w, r, b, lengths, h, c, layer.mode, directions, layer.hidden_size)
@@ -172,11 +180,11 @@ def _stacked(
     return x, tuple(torch.cat([ends[i] for ends in last]) if len(last) > 1 else last[0][i] for i in range(count))
 
 
-def _in_order(mode: str, weight: Tensor | None) -> Tensor:
-    """Return a weight or bias with the gates in ONNX's order."""
-    assert weight is not None
-    order = _GATES.get(mode)
-    if order is None:
-        return weight
-    size = len(weight) // len(order)
-    return torch.cat([weight[gate * size : (gate + 1) * size] for gate in order])
+def _on_grid(layer: nn.RNNBase, index: int, x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Return the quantized input of one of the stacked layers of a QuantLSTM."""
+    assert isinstance(layer, QuantLSTM)
+    assert layer.hidden_quantizer is not None
+    if not index and lengths is not None:  # what is behind the end of a sequence must not widen the range
+        x = torch.where(is_inside(x, lengths).unsqueeze(-1), x, torch.zeros_like(x))
+    quantized: Tensor = (layer.hidden_quantizer if index else layer._input_quantizer)(x)
+    return quantized

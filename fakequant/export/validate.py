@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,7 @@ class ValidationReport:
             does not say.
         fallbacks: what ran on the CPU in place of the provider.
         layers: of TensorRT's engine, with precision and time; of the ``tensorrt`` package only.
+        notes: why the file cannot be nearer to torch than it is.
     """
 
     path: Path
@@ -121,9 +122,10 @@ class ValidationReport:
     integer_ops: int | None
     fallbacks: tuple[Fallback, ...] = ()
     layers: tuple[EngineLayer, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Return a line for each comparison, one on kernels, and what fell back to the CPU; then the layers."""
+        """Return a line for each comparison, one on kernels, what fell back to the CPU, and notes; then the layers."""
         known = "an unknown number" if self.integer_ops is None else self.integer_ops
         lines = [
             f"{self.path} on {self.provider}, {self.num_batches} batches, against torch:",
@@ -133,7 +135,7 @@ class ValidationReport:
         ]
         if self.fallbacks:
             lines.append(f"  {len(self.fallbacks)} nodes fell back to CPU: {', '.join(map(str, self.fallbacks))}")
-        return "\n".join([*lines, *(f"  {layer}" for layer in self.layers)])
+        return "\n".join([*lines, *(f"  {line}" for line in (*self.notes, *self.layers))])
 
 
 def validate_onnx(
@@ -200,7 +202,16 @@ def validate_onnx(
         ran.integer_ops,
         ran.fallbacks,
         ran.layers,
+        tuple(_notes(exported.graph)),
     )
+
+
+def _notes(graph: ir.Graph) -> Iterator[str]:
+    if any(node.op_type == "DynamicQuantizeLSTM" for node in graph.all_nodes()):
+        yield (
+            "DynamicQuantizeLSTM splits a batch between the threads of a session, each share with ranges of its own: "
+            "Session(path, num_threads=1) is nearest to torch"
+        )
 
 
 def _is_quantized(node: ir.Node) -> bool:

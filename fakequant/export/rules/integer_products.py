@@ -20,7 +20,15 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from fakequant.export.graph import QUANTIZER_KEY, along_axis, axis_of, constant_of, new_initializer, produced_by
+from fakequant.export.graph import (
+    QUANTIZER_KEY,
+    along_axis,
+    axis_of,
+    constant_of,
+    new_initializer,
+    produced_by,
+    quantized_in_call,
+)
 
 _EIGHT_BITS = (np.int8, np.uint8)
 _ZERO = 128
@@ -41,7 +49,7 @@ def _rewrite(graph: ir.Graph, node: ir.Node) -> bool:
     if weight is None:
         return False
     product = _Product(graph, node, weight)
-    if (quantized := _quantized_in_call(node.inputs[0])) is not None:
+    if (quantized := quantized_in_call(node.inputs[0])) is not None:
         product.finish(product.in_integers(quantized))
     elif node.op_type == "MatMul" and (scaled := _scaled_rows(node.inputs[0])) is not None:
         product.finish(product.of_rows(*scaled))
@@ -131,12 +139,6 @@ def _stored_weight(node: ir.Node) -> ir.Node | None:
     channel = 0 if node.op_type == "Conv" else 1
     fits = axis_of(weight, scale) in (None, channel) and (node.op_type == "Conv" or codes.ndim == 2)
     return weight if fits and (zero_point is None or not zero_point.any()) else None
-
-
-def _quantized_in_call(value: ir.Value | None) -> ir.Node | None:
-    """Return the DynamicQuantizeLinear that a value is dequantized from."""
-    dequantize = produced_by(value, "DequantizeLinear")
-    return None if dequantize is None else produced_by(dequantize.inputs[0], "DynamicQuantizeLinear")
 
 
 def _scaled_rows(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:

@@ -1,6 +1,7 @@
 """Make constants of what computes the weights of LSTM, GRU and RNN: torch's gates in ONNX's order.
 
-Without a DequantizeLinear in front of them there is nothing left to do in a run.
+Without a DequantizeLinear in front of them there is nothing left to do in a run. Those of an LSTM whose input
+each call quantizes anew stay integers; see ``integer_lstms``.
 """
 
 from collections.abc import Collection, Iterator
@@ -10,6 +11,7 @@ from onnxscript import optimizer
 
 from fakequant.export.graph import CALL_KEY, MODULE_KEY, QUANTIZER_KEY, produced_by
 from fakequant.export.kernels import RECURRENT
+from fakequant.export.rules.integer_lstms import stored_rows
 from fakequant.export.rules.merge_quantizers import SEPARATOR
 
 _WEIGHTS = (1, 2, 3)
@@ -23,7 +25,7 @@ class RecurrentWeights(ir.passes.InPlacePass):
     """Folds what is in front of the weights of every recurrent op, and names the quantizers that they are from.
 
     Args:
-        stored: names of the quantizers of weights that are constants already.
+        stored: names of the quantizers of weights that are constants already, and of what an op quantizes itself.
     """
 
     def __init__(self, stored: Collection[str]) -> None:
@@ -33,7 +35,8 @@ class RecurrentWeights(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fold and name."""
         found = [node for node in model.graph.all_nodes() if node.domain == "" and node.op_type in RECURRENT]
-        above = {before for node in found for index in _WEIGHTS for before in _above(node, index)}
+        to_fold = ((node, index) for node in found for index in _WEIGHTS if stored_rows(node, index) is None)
+        above = {before for node, index in to_fold for before in _above(node, index)}
         if above:
             optimizer.fold_constants(model, should_fold=lambda node: node in above)
         for node in found:

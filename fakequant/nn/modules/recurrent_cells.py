@@ -5,6 +5,7 @@ the cell state of an LSTM, and the hidden state that a GRU keeps a part of, are 
 what a step changes by less than half a quantization step would be forgotten.
 """
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +27,9 @@ class QuantCell(QuantMixin, nn.RNNCellBase):
     input_names = ("input", "hidden")
 
     _has_cell_state: ClassVar[bool] = False
+
+    _next: Callable[..., Any]
+    """Returns the next state or states from what input and hidden state add to the gates, and from the states."""
 
     _hidden_quantizer: TensorQuantizer
     _weight_ih_quantizer: TensorQuantizer
@@ -67,9 +71,25 @@ class QuantCell(QuantMixin, nn.RNNCellBase):
             if state.shape != expected:
                 raise InvalidValueError(f"hx: expected states of shape {expected}, got {tuple(state.shape)}")
 
-    def _next(self, of_input: Tensor, of_hidden: Tensor, *states: Tensor) -> Any:
-        """Return the next state from what input and hidden state add to the gates, and from the states."""
-        raise NotImplementedError
+
+def next_lstm_states(of_input: Tensor, of_hidden: Tensor, _: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the next hidden and cell state of an LSTM.
+
+    Args:
+        of_input: what the input adds to the gates, [..., 4 * hidden], in torch's order: i f g o.
+        of_hidden: the same of the hidden state.
+        cell: state.
+    """
+    enter, keep, candidate, leave = (of_input + of_hidden).chunk(4, dim=-1)
+    cell = keep.sigmoid() * cell + enter.sigmoid() * candidate.tanh()
+    return leave.sigmoid() * cell.tanh(), cell
+
+
+def _next_gru_state(of_input: Tensor, of_hidden: Tensor, hidden: Tensor) -> Tensor:
+    reset_x, keep_x, new_x = of_input.chunk(3, dim=-1)
+    reset_h, keep_h, new_h = of_hidden.chunk(3, dim=-1)
+    new = (new_x + (reset_x + reset_h).sigmoid() * new_h).tanh()
+    return (hidden - new) * (keep_x + keep_h).sigmoid() + new
 
 
 @register(nn.LSTMCell)
@@ -77,28 +97,20 @@ class QuantLSTMCell(QuantCell, nn.LSTMCell):
     """nn.LSTMCell with quantized input, hidden state and weights [4 * hidden, input or hidden]."""
 
     _has_cell_state = True
-
-    def _next(self, of_input: Tensor, of_hidden: Tensor, *states: Tensor) -> tuple[Tensor, Tensor]:
-        enter, keep, candidate, leave = (of_input + of_hidden).chunk(4, dim=-1)
-        cell = keep.sigmoid() * states[1] + enter.sigmoid() * candidate.tanh()
-        return leave.sigmoid() * cell.tanh(), cell
+    _next = staticmethod(next_lstm_states)
 
 
 @register(nn.GRUCell)
 class QuantGRUCell(QuantCell, nn.GRUCell):
     """nn.GRUCell with quantized input, hidden state and weights [3 * hidden, input or hidden]."""
 
-    def _next(self, of_input: Tensor, of_hidden: Tensor, *states: Tensor) -> Tensor:
-        reset_x, keep_x, new_x = of_input.chunk(3, dim=-1)
-        reset_h, keep_h, new_h = of_hidden.chunk(3, dim=-1)
-        new = (new_x + (reset_x + reset_h).sigmoid() * new_h).tanh()
-        return (states[0] - new) * (keep_x + keep_h).sigmoid() + new
+    _next = staticmethod(_next_gru_state)
 
 
 @register(nn.RNNCell)
 class QuantRNNCell(QuantCell, nn.RNNCell):
     """nn.RNNCell with quantized input, hidden state and weights [hidden, input or hidden]."""
 
-    def _next(self, of_input: Tensor, of_hidden: Tensor, *states: Tensor) -> Tensor:
+    def _next(self, of_input: Tensor, of_hidden: Tensor, _: Tensor) -> Tensor:
         total = of_input + of_hidden
         return total.relu() if self.nonlinearity == "relu" else total.tanh()
