@@ -6,7 +6,14 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from fakequant.export.graph import FLOAT_DTYPE_KEY, MODULE_KEY, constant_of, is_dequantized, weight_dequantizers
+from fakequant.export.graph import (
+    FLOAT_DTYPE_KEY,
+    MODULE_KEY,
+    QUANTIZER_KEY,
+    constant_of,
+    is_dequantized,
+    weight_dequantizers,
+)
 from fakequant.export.kernels import INTEGER_FORMS, RECURRENT, WEIGHTED
 from fakequant.export.rules.float_dtype import FloatDtype
 from fakequant.export.rules.fold_batchnorm import FoldBatchNorm
@@ -25,7 +32,7 @@ class ExportReport:
         float_dtype: its float type.
         size: in bytes, external data included.
         quantizers: names of the quantizers in it.
-        not_in_file: enabled quantizers of the model that the exported forward never called.
+        not_in_file: enabled quantizers of the model that no output of the exported forward depends on.
         integer_weights: how many weights are stored as integers.
         folded_batchnorms: how many were folded into weights.
         float_ops: weighted ops without Q/DQ on both inputs, and recurrent ones, {node: reason}.
@@ -55,7 +62,7 @@ class ExportReport:
             f"{len(self.quantizers)} quantizers, {self.integer_weights} integer weights, "
             f"{self.folded_batchnorms} BatchNorms folded",
         ]
-        lines += [f"  not in the file (never called): {name}" for name in self.not_in_file]
+        lines += [f"  not in the file (no output depends on it): {name}" for name in self.not_in_file]
         lines += [f"  float: {name}: {reason}" for name, reason in self.float_ops.items()]
         lines += [f"  BatchNorm kept: {name}: {reason}" for name, reason in self.kept_batchnorms.items()]
         lines += [f"  stays float32: {name}: {reason}" for name, reason in self.float32_layers.items()]
@@ -93,12 +100,14 @@ def describe(
 
 
 def _integer_weights(graph: ir.Graph) -> int:
-    stored = {weight for _, weight in weight_dequantizers(graph)}
+    stored = {weight for _, weight in weight_dequantizers(graph) if weight.dtype != ir.DataType.INT32}  # of biases
     tables = (node.inputs[0] for node in graph.all_nodes() if node.op_type == "Gather")
     stored |= {table for table in tables if table is not None and table.is_initializer() and table.dtype in CODES}
-    return len(
-        stored | {n.inputs[1] for n in graph if n.op_type in INTEGER_FORMS and constant_of(n.inputs[1]) is not None}
-    )
+    for node in graph.all_nodes():
+        if node.op_type in INTEGER_FORMS:
+            operands = node.inputs[1 : 3 if node.op_type == "DynamicQuantizeLSTM" else 2]
+            stored |= {value for value in operands if value is not None and constant_of(value) is not None}
+    return len(stored)
 
 
 def _float_ops(graph: ir.Graph) -> dict[str, str]:
@@ -114,7 +123,8 @@ def _float_ops(graph: ir.Graph) -> dict[str, str]:
 
 def _why_float(node: ir.Node) -> str:
     if node.op_type in RECURRENT:
-        return f"{RUNS_IN_FLOAT}; of a quantized layer, the weights are floats on their grids"
+        on_grids = "; its weights are floats on their grids" if QUANTIZER_KEY in node.metadata_props else ""
+        return f"{RUNS_IN_FLOAT}{on_grids}"
     bare = [i for i in (0, 1) if not is_dequantized(node.inputs[i])] if node.op_type in WEIGHTED else []
     words = (("its data", "its weight or second input")[i] for i in bare)
     return f"no Q/DQ on {' and '.join(words)}" if bare else ""

@@ -20,12 +20,17 @@ def check_not_calibrating(model: nn.Module) -> None:
         )
 
 
-def check_quantizers(quantizers: Mapping[str, TensorQuantizer], opset: int) -> None:
-    """Raise ExportError for enabled quantizers without a range, or with a grid that no file of this opset holds."""
+def check_quantizers(quantizers: Mapping[str, TensorQuantizer]) -> None:
+    """Raise ExportError for enabled quantizers without a range, or with one that no file holds."""
     if unknown := [name for name, q in quantizers.items() if q.needs_range and not q.is_calibrated]:
         raise ExportError(
             f"{len(unknown)} of {len(quantizers)} quantizers are not calibrated: {', '.join(unknown)}. "
             "Call fakequant.calibrate, or disable() those that should stay float"
+        )
+    broken = [name for name, q in quantizers.items() if q.scale is not None and not q.scale.isfinite().all()]
+    if broken:
+        raise ExportError(
+            f"expected finite ranges, got NaN or Inf in {', '.join(broken)}. Calibrate anew on finite data"
         )
     if codes := [name for name, quantizer in quantizers.items() if not quantizer.fake_quant]:
         raise ExportError(f"expected quantizers with fake_quant=True, got codes from {', '.join(codes)}")
@@ -35,6 +40,10 @@ def check_quantizers(quantizers: Mapping[str, TensorQuantizer], opset: int) -> N
                 channel_axis(quantizer.scale)
             except ExportError as error:
                 raise ExportError(f"{name}: {error}") from None
+
+
+def check_opset(quantizers: Mapping[str, TensorQuantizer], opset: int) -> None:
+    """Raise ExportError for quantizers whose grids no file of this opset holds."""
     needed = {name: opset_needed(quantizer.descriptor) for name, quantizer in quantizers.items()}
     if newer := [f"{name} ({quantizers[name].num_bits} bits: {n})" for name, n in needed.items() if n > opset]:
         raise ExportError(f"opset: expected {max(needed.values())} or later, got {opset}, for {', '.join(newer)}")

@@ -22,6 +22,8 @@ FLOAT_DTYPE_KEY = "fakequant.float_dtype"
 MODULE_KEY = "fakequant.module"
 """Node metadata: full name of the torch module that a node comes from."""
 
+FLOAT8 = frozenset({ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2})
+"""Types of FP8 codes."""
 
 DOMAIN, MARKER = "fakequant", "Quantizer"
 """Domain and type of the node that stands for one call of a quantizer while torch traces; attribute ``name``."""
@@ -39,6 +41,12 @@ def produced_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
     """Return the node that makes value if it is one of op_type."""
     node = None if value is None else value.producer()
     return node if node is not None and node.op_type == op_type and node.domain == "" else None
+
+
+def quantized_in_call(value: ir.Value | None) -> ir.Node | None:
+    """Return the DynamicQuantizeLinear that a value is dequantized from."""
+    dequantize = produced_by(value, "DequantizeLinear")
+    return None if dequantize is None else produced_by(dequantize.inputs[0], "DynamicQuantizeLinear")
 
 
 def is_dequantized(value: ir.Value | None) -> bool:

@@ -18,13 +18,16 @@ from numpy.typing import NDArray
 
 from fakequant.errors import InvalidValueError, ValidationError
 from fakequant.export.engine_layers import EngineLayer
-from fakequant.export.graph import FLOAT_DTYPE_KEY
+from fakequant.export.graph import FLOAT8, FLOAT_DTYPE_KEY
 from fakequant.export.kernels import INTEGER_OPS
 
 _CPU = "CPUExecutionProvider"
 
 _WRONG_IN_HALF = "WeightBiasQuantization"
 """An optimizer of ONNX Runtime that computes the scales of biases in float16, where they become 0 (seen in 1.31)."""
+
+_WRONG_IN_FLOAT8 = "QDQSelectorActionTransformer;Level2_RuleBasedTransformer"
+"""Those that make integer kernels of FP8 products, and drop a Relu in front of an FP8 Q (seen in 1.31)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,10 +197,8 @@ def _open(
             options.optimized_model_filepath = str(dump)
         providers = [(provider.name, dict(provider.options)), *provider.behind]
         try:
+            options.add_session_config_entry("optimization.disable_specified_optimizers", _wrong_optimizers(path))
             session = onnxruntime.InferenceSession(path, options, providers=providers)
-            if FLOAT_DTYPE_KEY in session.get_modelmeta().custom_metadata_map:
-                options.add_session_config_entry("optimization.disable_specified_optimizers", _WRONG_IN_HALF)
-                session = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # onnxruntime raises its own types, unrelated to each other
             raise ValidationError(f"{path}: onnxruntime cannot load it: {error}") from error
         if session.get_providers()[0] != provider.name:
@@ -206,6 +207,14 @@ def _open(
                 "GPU is missing; ONNX Runtime printed which"
             )
         return session, () if provider.compiles else _nodes(dump)
+
+
+def _wrong_optimizers(path: Path) -> str:
+    """Return the optimizers of ONNX Runtime that make something else of a file than it says."""
+    model = ir.load(path)
+    in_half = FLOAT_DTYPE_KEY in model.metadata_props
+    in_float8 = any(value.dtype in FLOAT8 for value in model.graph.initializers.values())
+    return ";".join(names for names, applies in ((_WRONG_IN_HALF, in_half), (_WRONG_IN_FLOAT8, in_float8)) if applies)
 
 
 def _nodes(path: Path) -> tuple[OptimizedNode, ...]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from fakequant.errors import ExportError, InvalidTypeError, InvalidValueError
 from fakequant.export.export_report import ExportReport, describe
-from fakequant.export.exportable import check_not_calibrating, check_quantizers, check_weights
+from fakequant.export.exportable import check_not_calibrating, check_opset, check_quantizers, check_weights
 from fakequant.export.graph import DOMAIN, TARGET_KEY
 from fakequant.export.rules.drop_metadata import DropMetadata
 from fakequant.export.rules.expand_quantizers import ExpandQuantizers
@@ -107,7 +107,7 @@ def export_onnx(
         version = opset or max([chosen.default_opset, *needed])
         floats = float_rewrites(float_dtype, target, version)
         check_not_calibrating(model)
-        check_quantizers(quantizers, version)
+        check_quantizers(quantizers)
         check_weights(model)
         if not file.parent.is_dir() or file.is_dir():
             raise ExportError(f"path: expected a file in an existing folder, got {file}")
@@ -129,6 +129,7 @@ def export_onnx(
         SplitConstants()(graph)
         expansion = ExpandQuantizers(quantizers)
         check_accepted(target, expansion.uses(graph))
+        check_opset(quantizers, version)
         expansion(graph)
         RecurrentWeights(stored)(graph)
     rewrites = _rewrite(graph, chosen, weights, floats)

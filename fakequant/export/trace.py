@@ -16,6 +16,7 @@ import onnx_ir as ir
 import torch
 from onnxscript.values import Op, Opset
 from torch import Tensor, nn
+from torch.nn.modules import transformer
 
 from fakequant.call_sites import TRANSLATIONS
 from fakequant.errors import ExportError
@@ -92,6 +93,7 @@ def trace(
     with (
         evaluating(model),
         _marked(model, quantizers),
+        _masks_taken_as_they_are(),
         recurrent_layers(model, args),
         warnings.catch_warnings(record=True) as caught,
     ):
@@ -104,6 +106,8 @@ def trace(
         except ExportError:
             raise
         except Exception as error:  # torch raises its own types, unrelated to each other
+            if isinstance(error.__cause__, ExportError):
+                raise ExportError(str(error.__cause__)) from error
             hint = "" if opset >= _FIRST_OF_TORCH_EXPORT else _OLD_EXPORTER
             raise ExportError(f"torch.onnx.export failed for {type(model).__name__}: {error}{hint}") from error
     if opset < _FIRST_OF_TORCH_EXPORT and any(value.dynamic for value in inputs):
@@ -147,8 +151,9 @@ def _marked(model: nn.Module, quantizers: Mapping[str, TensorQuantizer]) -> Iter
     """
     every = [quantizer for _, quantizer in named_quantizers(model)]
     stores = [(q, q._parameters if key in q._parameters else q._buffers, key) for q in every for key in q.range_keys]
-    for quantizer, store, key in stores:
-        vars(quantizer)[key] = store.pop(key)
+    ends: list[Any] = [store.pop(key) for _, store, key in stores]
+    for (quantizer, _, key), end in zip(stores, ends, strict=True):
+        vars(quantizer)[key] = end.detach()  # TorchScript takes no constant that requires a gradient
     for name, quantizer in quantizers.items():
         quantizer.forward = functools.partial(_mark, quantizer, name)  # type: ignore[method-assign]
     try:
@@ -156,8 +161,23 @@ def _marked(model: nn.Module, quantizers: Mapping[str, TensorQuantizer]) -> Iter
     finally:
         for quantizer in quantizers.values():
             del quantizer.forward
-        for quantizer, store, key in stores:
-            store[key] = vars(quantizer).pop(key)
+        for (quantizer, store, key), end in zip(stores, ends, strict=True):
+            del vars(quantizer)[key]
+            store[key] = end
+
+
+@contextlib.contextmanager
+def _masks_taken_as_they_are() -> Iterator[None]:
+    """Keep torch's transformers from looking into their masks for a with block.
+
+    They look whether a mask is the causal one, only to choose a kernel, and torch.export cannot follow.
+    """
+    original = transformer._detect_is_causal_mask
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
+    try:
+        yield
+    finally:
+        transformer._detect_is_causal_mask = original
 
 
 def _mark(quantizer: TensorQuantizer, name: str, inputs: Tensor) -> Tensor:

@@ -32,6 +32,13 @@ REFUSED = [
     pytest.param(None, D((4, 3), block_size=32, scale_format="e8m0"), ALL, "FP8 E4M3, or 4-bit", id="mx"),
     pytest.param(D(8, block_size=2, dynamic=True), WEIGHT, ALL, "axis='tokens'", id="activation-blocks"),
     pytest.param(D(8, affine=True, dynamic=True), WEIGHT, ALL, "or a symmetric grid", id="dynamic-affine-int8"),
+    pytest.param(
+        D(8, unsigned=True, affine=True, dynamic=True, scale_amax=0.7),
+        WEIGHT,
+        ALL,
+        "or a symmetric grid",
+        id="dynamic-affine-scaled",
+    ),
     pytest.param(D(8, axis=0, dynamic=True), WEIGHT, ALL, "axis=None or axis='tokens'", id="dynamic-axis"),
     pytest.param(D(2, scheme="twn"), WEIGHT, ALL, 'scheme="bnn"', id="weight-scheme"),
     pytest.param(None, D((4, 3), dynamic=True), ALL, "dynamic=False, calibrated", id="dynamic-fp8"),
@@ -93,3 +100,23 @@ def test_blocks_below_opset_21_are_an_error(tmp_path):
     model = quantized(None, D(4, block_size=64, block_axis=1, dynamic=True))
     with pytest.raises(fq.ExportError, match="opset: expected 21 or later, got 20, for _weight_quantizer"):
         fq.export_onnx(model, (torch.zeros(2, 128),), tmp_path / "m.onnx", opset=20)
+
+
+def test_fp8_in_blocks_is_refused_with_what_to_use(tmp_path):
+    model = quantized(None, D((4, 3), block_size=64, dynamic=True))
+    with pytest.raises(fq.ExportError, match="expected FP8 E4M3 per tensor or channel, or .* got FP8 in blocks"):
+        fq.export_onnx(model, (torch.zeros(2, 128),), tmp_path / "m.onnx", target="onnxruntime")
+
+
+def test_what_no_opset_holds_is_not_said_to_need_a_later_one(tmp_path):
+    model = quantized(None, D((4, 3), block_size=32, scale_format="e8m0", dynamic=True))
+    with pytest.raises(fq.ExportError, match="which are simulated only"):
+        fq.export_onnx(model, (torch.zeros(2, 128),), tmp_path / "m.onnx", target="onnxruntime", opset=17)
+
+
+@pytest.mark.parametrize("shape", [(128,), (2, 128), (2, 3, 128)], ids=str)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_in_blocks_take_data_of_any_rank(tmp_path, shape, bits):
+    model, x = quantized(None, D(bits, block_size=64, dynamic=True)), torch.randn(shape)
+    fq.export_onnx(model, (x,), tmp_path / "m.onnx", target="onnxruntime")
+    assert fq.validate_onnx(tmp_path / "m.onnx", model, [x]).simulated.sqnr_db >= 90

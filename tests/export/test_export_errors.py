@@ -61,6 +61,13 @@ def test_a_folder_in_place_of_a_file(tmp_path, linear):
         fq.export_onnx(linear, ARGS, tmp_path)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_range_that_is_not_finite_is_named(tmp_path, linear, value):
+    linear.input_quantizer.amax.fill_(value)
+    with pytest.raises(fq.ExportError, match="expected finite ranges, got NaN or Inf in _input_quantizer"):
+        fq.export_onnx(linear, ARGS, tmp_path / "m.onnx")
+
+
 def test_every_uncalibrated_quantizer_is_named(tmp_path):
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     fq.quantize(model)
@@ -90,7 +97,7 @@ def test_a_quantizer_that_returns_codes(tmp_path, linear):
 def test_an_opset_without_the_type_of_the_codes(tmp_path, quantized, bits, given, needed):
     model = quantized(nn.Linear(4, 4), *ARGS, recipe=fq.Recipe() + fq.Rule(input=D(bits)))
     with pytest.raises(fq.ExportError, match=f"opset: expected {needed} or later, got {given}, for _input_quantizer"):
-        fq.export_onnx(model, ARGS, tmp_path / "m.onnx", opset=given)
+        fq.export_onnx(model, ARGS, tmp_path / "m.onnx", target="onnxruntime", opset=given)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=["half", "bfloat16", "double"])

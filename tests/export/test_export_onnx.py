@@ -125,6 +125,12 @@ def test_clipped_weights_stop_at_the_bounds(tmp_path, quantized, bits, narrow, l
     np.testing.assert_array_equal(codes, np.clip(codes_of(layer, 0, low), low, high))
 
 
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+def test_an_int32_bias_is_no_integer_weight(tmp_path, quantized, target):
+    layer, x = quantized(nn.Linear(8, 4), torch.randn(2, 8)), torch.randn(2, 8)
+    assert fq.export_onnx(layer, (x,), tmp_path / "m.onnx", target=target).integer_weights == 1
+
+
 def test_weights_are_stored_once_as_int8_with_dq_only(cnn):
     weights = ["stem", "grouped", "depthwise", "up", "fc"]
     assert cnn.report.integer_weights == len(weights)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fakequant as fq
+from fakequant import QuantDescriptor, Recipe, Rule
 from fakequant.export.graph import constant_of
 
 OPSETS = [13, 14, 15, 16, 17]
@@ -170,7 +171,7 @@ def test_codes_that_an_opset_has_no_type_for_are_an_error(tmp_path, bits, needed
     model = nn.Linear(8, 8)
     fq.quantize(model, fq.Recipe() + fq.Rule(input=fq.QuantDescriptor(bits, amax=1.0), weight=None))
     with pytest.raises(fq.ExportError, match=f"opset: expected {needed} or later, got 17, for _input_quantizer"):
-        fq.export_onnx(model, (torch.zeros(3, 8),), tmp_path / "m.onnx", opset=17)
+        fq.export_onnx(model, (torch.zeros(3, 8),), tmp_path / "m.onnx", target="onnxruntime", opset=17)
 
 
 @pytest.mark.parametrize("opset", [13, 17])
@@ -198,3 +199,17 @@ def test_the_weights_are_let_go_of(tmp_path, opset):
     del model
     gc.collect()
     assert weight() is None
+
+
+@pytest.mark.parametrize("learned", ["lsq", "lsq+", "pact"])
+def test_a_learned_range_is_exported_below_opset_18_like_any_other(tmp_path, learned):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 4)).eval(), torch.randn(3, 8)
+    weight = QuantDescriptor(4, axis=0, learn_amax="lsq")
+    grid = QuantDescriptor(4, affine=learned == "lsq+", learn_amax=learned)
+    fq.quantize(model, Recipe((Rule(type="Linear", input=grid, weight=weight),)))
+    fq.calibrate(model, [x], progress=False)
+    names = [name for name, _ in model.named_parameters()]
+    fq.export_onnx(model, (x,), tmp_path / "m.onnx", target="onnxruntime", opset=13)
+    assert fq.validate_onnx(tmp_path / "m.onnx", model, [x]).simulated.max_steps <= 1
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == names

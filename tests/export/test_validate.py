@@ -337,3 +337,13 @@ def test_integer_kernels_compute_the_same(integer_file):
     x = {"x": np.random.default_rng(1).standard_normal((1, 4, 6, 6), dtype=np.float32)}
     as_written, integer = (Session(integer_file, optimized=o).run(x)["y"] for o in (False, True))
     assert np.abs(np.rint((as_written - integer) / 0.03)).max() <= 1
+
+
+def test_an_fp8_file_for_tensorrt_is_not_fused_into_something_else(tmp_path):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8)).eval(), torch.randn(4, 16)
+    fq.quantize(model, "fp8", target="tensorrt")
+    fq.calibrate(model, [x], progress=False)
+    fq.export_onnx(model, (x,), tmp_path / "m.onnx", target="tensorrt")
+    found = fq.validate_onnx(tmp_path / "m.onnx", model, [x])
+    assert min(found.simulated.sqnr_db, found.optimized.sqnr_db) > 100

@@ -3,11 +3,12 @@
 Gemm without a Q behind it: int32 codes with scale s_x s_w and a DequantizeLinear, so that
 the layer is one integer product with a float result. MatMul with Add: shape [1, 1, N]; an
 Add of shape [N] would be fused into a Gemm with a float bias, which has no integer kernel.
-Behind a product of two dimensions that shape would give it a third: there the Add becomes Sum.
+Behind a product of two dimensions or one that shape would give it more: there the Add becomes Sum.
 """
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from fakequant.export.graph import constant_of, new_initializer, only_consumer, produced_by
 
@@ -29,7 +30,8 @@ class Biases(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified)
 
 
-def _in_integers(graph: ir.Graph, gemm: ir.Node) -> bool:
+def integer_bias(gemm: ir.Node) -> tuple[NDArray[np.int32], NDArray[np.float32]] | None:
+    """Return a product's bias as int32 codes and their scale, s_x s_w; None without one or without fixed scales."""
     scales = [
         constant_of(dequantize.inputs[1])
         for value in gemm.inputs[:2]
@@ -37,15 +39,23 @@ def _in_integers(graph: ir.Graph, gemm: ir.Node) -> bool:
     ]
     bias = constant_of(gemm.inputs[2]) if len(gemm.inputs) > 2 else None
     if bias is None or len(scales) != 2 or any(s is None for s in scales) or bias.dtype != np.float32 or bias.ndim != 1:
-        return False
+        return None
     scale = np.multiply(scales[0].astype(np.float64), scales[1].astype(np.float64)).astype(np.float32)  # type: ignore[union-attr]
     codes = np.rint(bias.astype(np.float64) / scale)
     if scale.min() == 0 or np.abs(codes).max(initial=0) > _LARGEST:
+        return None
+    return codes.astype(np.int32), scale
+
+
+def _in_integers(graph: ir.Graph, gemm: ir.Node) -> bool:
+    found = integer_bias(gemm)
+    if found is None:
         return False
+    codes, scale = found
     value = gemm.inputs[2]
     assert value is not None
     inputs = [
-        new_initializer(graph, f"{value.name}.codes", codes.astype(np.int32)),
+        new_initializer(graph, f"{value.name}.codes", codes),
         new_initializer(graph, f"{value.name}.scale", scale),
     ]
     attributes = {"axis": 0} if scale.ndim else {}
@@ -70,7 +80,7 @@ def _unfused(graph: ir.Graph, product: ir.Node) -> bool:
     if bias is None or bias.ndim != 1:
         return False
     shape = product.outputs[0].shape
-    if shape is not None and shape.rank() == 2:
+    if shape is not None and shape.rank() <= 2:
         add.op_type = "Sum"
         return True
     value = add.inputs[index]

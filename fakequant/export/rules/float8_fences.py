@@ -8,9 +8,7 @@ one behind each DQ.
 
 import onnx_ir as ir
 
-from fakequant.export.graph import constant_of
-
-_FLOAT8 = frozenset({ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2})
+from fakequant.export.graph import FLOAT8, constant_of
 
 
 class Float8Fences(ir.passes.InPlacePass):
@@ -36,7 +34,7 @@ class Float8Fences(ir.passes.InPlacePass):
 
 
 def _is_float8_activation(node: ir.Node) -> bool:
-    is_float8 = node.op_type == "QuantizeLinear" and node.outputs[0].dtype in _FLOAT8
+    is_float8 = node.op_type == "QuantizeLinear" and node.outputs[0].dtype in FLOAT8
     return is_float8 and constant_of(node.inputs[0]) is None
 
 

@@ -1,44 +1,65 @@
 """Write a Gemm as a product and a sum, where its data is float or quantized in each call.
 
 ONNX Runtime makes MatMulNBits of a MatMul with a DequantizeLinear in front of its weight [K, N], and
-MatMulInteger knows no other layout. A Gemm of data with a fixed scale has its integer kernel anyway. The bias
-of a weight-only product is added by Sum: an Add would make a Gemm of it again, and with a Relu behind it a float
+MatMulInteger knows no other layout. A Gemm of data with a fixed scale has its integer kernel anyway, but rounds its
+bias to steps of s_x s_w: where these are too large for it, the bias is added to the product as well. The bias of a
+weight-only product is added by Sum: an Add would make a Gemm of it again, and with a Relu behind it a float
 one (seen in 1.31).
 """
 
+import numpy as np
 import onnx_ir as ir
 
-from fakequant.export.graph import constant_of, is_dequantized, only_consumer, produced_by
+from fakequant.export.graph import constant_of, is_dequantized, only_consumer, produced_by, weight_dequantizers
+from fakequant.export.rules.biases import integer_bias
 from fakequant.export.rules.transpose_weights import transpose_stored
 
 
 class GemmProducts(ir.passes.InPlacePass):
-    """Replaces every Gemm of a stored weight that it alone reads."""
+    """Replaces the Gemms of every stored weight that nothing else reads: one, or one for each call of a layer."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Replace."""
-        nodes = [node for node in model.graph if node.op_type == "Gemm" and _is_to_be_split(node)]
-        for node in nodes:
-            _split(model.graph, node)
-        return ir.passes.PassResult(model, modified=bool(nodes))
+        modified = False
+        for dequantize, _ in list(weight_dequantizers(model.graph)):
+            gemms = _only_gemms(dequantize.outputs[0])
+            if any(gemm.attributes.get_int("transB", 0) for gemm in gemms):
+                transpose_stored(model.graph, dequantize, [1, 0])
+            for gemm in gemms:
+                _split(model.graph, gemm)
+            modified |= bool(gemms)
+        return ir.passes.PassResult(model, modified)
 
 
-def _is_to_be_split(gemm: ir.Node) -> bool:
-    weight = produced_by(gemm.inputs[1], "DequantizeLinear")
-    if weight is None or constant_of(weight.inputs[0]) is None or only_consumer(weight.outputs[0], "Gemm") is None:
-        return False
-    data = produced_by(gemm.inputs[0], "DequantizeLinear")
+def _only_gemms(weight: ir.Value) -> list[ir.Node]:
+    """Return what reads a weight if each is a Gemm to be split, all of one layout; otherwise none."""
+    if weight.is_graph_output():
+        return []
+    gemms = [node for node, operand in weight.uses() if operand == 1 and _is_to_be_split(node)]
+    layouts = {gemm.attributes.get_int("transB", 0) for gemm in gemms}
+    return gemms if len(gemms) == len(weight.uses()) and len(layouts) == 1 else []
+
+
+def _is_to_be_split(node: ir.Node) -> bool:
+    data = produced_by(node.inputs[0], "DequantizeLinear")
     has_fixed_scale = data is not None and constant_of(data.inputs[1]) is not None
-    factors = [gemm.attributes.get_float(name, 1.0) for name in ("alpha", "beta")]
-    return not has_fixed_scale and factors == [1, 1] and not gemm.attributes.get_int("transA", 0)
+    factors = [node.attributes.get_float(name, 1.0) for name in ("alpha", "beta")]
+    is_plain = node.op_type == "Gemm" and factors == [1, 1] and not node.attributes.get_int("transA", 0)
+    return is_plain and (not has_fixed_scale or _rounds_its_bias(node))
+
+
+def _rounds_its_bias(gemm: ir.Node) -> bool:
+    """Whether as integers, in steps of s_x s_w, the bias would keep less than 60 dB: with few bits they are large."""
+    found, bias = integer_bias(gemm), constant_of(gemm.inputs[2]) if len(gemm.inputs) > 2 else None
+    if found is None or bias is None or only_consumer(gemm.outputs[0], "QuantizeLinear") is not None:
+        return False
+    codes, scale = found
+    floats = bias.astype(np.float32)
+    return bool(np.linalg.norm(codes * scale - floats) > 1e-3 * np.linalg.norm(floats))
 
 
 def _split(graph: ir.Graph, gemm: ir.Node) -> None:
     data, weight, *bias = gemm.inputs
-    dequantize = produced_by(weight, "DequantizeLinear")
-    assert dequantize is not None
-    if gemm.attributes.get_int("transB", 0):
-        transpose_stored(graph, dequantize, [1, 0])
     keys = dict(gemm.metadata_props)
     product = ir.node("MatMul", [data, weight], name=gemm.name, metadata_props=keys)
     new, output = [product], gemm.outputs[0]

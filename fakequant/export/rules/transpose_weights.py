@@ -9,25 +9,34 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from fakequant.export.graph import axis_of, constant_of, new_initializer, only_consumer, weight_dequantizers
+from fakequant.export.graph import axis_of, constant_of, new_initializer, weight_dequantizers
 
 
 class TransposeWeights(ir.passes.InPlacePass):
     """Moves a Transpose of a dequantized weight into the stored integers, and its channel axis along."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrite every DQ whose only reader is a Transpose."""
+        """Rewrite every DQ that is only transposed: by one reader, or by each layer that ties the weight."""
         modified = False
         for node, stored in list(weight_dequantizers(model.graph)):
-            transpose = only_consumer(node.outputs[0], "Transpose")
-            scale = constant_of(node.inputs[1])
-            if transpose is None or stored.shape is None or scale is None:
+            if stored.shape is None or constant_of(node.inputs[1]) is None:
                 continue
-            transpose_stored(model.graph, node, transpose.attributes.get_ints("perm", range(stored.shape.rank())[::-1]))
-            ir.convenience.replace_all_uses_with(transpose.outputs[0], node.outputs[0])
-            model.graph.remove(transpose, safe=True)
-            modified = True
+            transposes, order = _only_transposes(node.outputs[0], stored.shape.rank())
+            if transposes:
+                transpose_stored(model.graph, node, order)
+            for transpose in transposes:
+                ir.convenience.replace_all_uses_with(transpose.outputs[0], node.outputs[0])
+                model.graph.remove(transpose, safe=True)
+                modified = True
         return ir.passes.PassResult(model, modified)
+
+
+def _only_transposes(weight: ir.Value, rank: int) -> tuple[list[ir.Node], Sequence[int]]:
+    """Return what reads a weight, and the order of axes, if each is a Transpose to that order; otherwise none."""
+    readers = list(weight.consumers())
+    orders = {tuple(node.attributes.get_ints("perm", range(rank)[::-1])) for node in readers}
+    is_only = len(orders) == 1 and all(node.op_type == "Transpose" for node in readers)
+    return (readers, orders.pop()) if is_only and not weight.is_graph_output() else ([], ())
 
 
 def transpose_stored(graph: ir.Graph, dequantize: ir.Node, order: Sequence[int]) -> None:

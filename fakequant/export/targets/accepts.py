@@ -14,7 +14,7 @@ from fakequant.errors import ExportError
 from fakequant.onnx_ops import container
 from fakequant.schemes import scheme_for
 
-_AFFINE_OF_CALL = {"num_bits": 8, "unsigned": True, "axis": None, "block_size": None}
+_AFFINE_OF_CALL = {"num_bits": 8, "unsigned": True, "axis": None, "block_size": None, "scale_amax": None}
 """The one affine grid whose range ONNX computes, in DynamicQuantizeLinear."""
 
 _TENSORRT_BLOCKS = (64, 128)
@@ -52,6 +52,11 @@ _SIMULATED = (
         "FP8 E4M3, or 4-bit integers in blocks",
     ),
     _Refusal(
+        lambda use: use.grid.is_float and use.grid.block_size is not None,
+        "FP8 in blocks, which is simulated only",
+        "FP8 E4M3 per tensor or channel, or 4-bit integers in blocks",
+    ),
+    _Refusal(
         lambda use: use.stored is None and use.grid.scheme not in (UNIFORM, "bnn"),
         "a scheme for weights on an activation",
         'a uniform grid there, or scheme="bnn"',
@@ -72,7 +77,7 @@ _SIMULATED = (
             and use.grid.affine
             and any(getattr(use.grid, name) != value for name, value in _AFFINE_OF_CALL.items())
         ),
-        "a dynamic affine grid that is not uint8 per tensor",
+        "a dynamic affine grid that is not uint8 per tensor, or is scaled",
         "QuantDescriptor(8, unsigned=True, affine=True, dynamic=True), or a symmetric grid",
     ),
     _Refusal(
@@ -94,7 +99,7 @@ _TENSORRT = (
     *_STATIC_ONLY,
     _Refusal(lambda use: use.grid.affine, "an affine grid: zero points must be 0 (R1)", "affine=False"),
     _Refusal(lambda use: use.grid.num_bits == (5, 2), "FP8 E5M2 (R2)", "FP8 E4M3, num_bits=(4, 3)"),
-    _Refusal(lambda use: _needs_16_bits(use.grid), "codes of more than 8 bits (R2)", "8 bits"),
+    _Refusal(lambda use: _needs_16_bits(use.grid), "codes of more than 8 bits (R2)", "8 bits, or 7 of DoReFa"),
     _Refusal(
         lambda use: use.grid.block_size is not None and not _is_block_of_tensorrt(use),
         "blocks that it has no kernel for (R9)",

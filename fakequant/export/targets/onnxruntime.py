@@ -12,6 +12,7 @@ from fakequant.export.rules.four_bits import FourBits
 from fakequant.export.rules.gather_codes import GatherCodes
 from fakequant.export.rules.gemm_products import GemmProducts
 from fakequant.export.rules.global_pools import GlobalPools
+from fakequant.export.rules.integer_lstms import IntegerLstms
 from fakequant.export.rules.integer_products import IntegerProducts
 from fakequant.export.rules.norm_sums import NormSums
 from fakequant.export.rules.transpose_weights import TransposeWeights
@@ -28,6 +29,7 @@ def _rewrites() -> tuple[ir.passes.InPlacePass, ...]:
         GlobalPools(),
         GemmProducts(),
         IntegerProducts(),
+        IntegerLstms(),
         FourBits(),
         Biases(),
         Float8Fences(),

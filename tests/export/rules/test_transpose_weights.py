@@ -64,3 +64,29 @@ def test_an_activation_stays(parse):
     { d = DequantizeLinear(x, s, z) y = Transpose<perm = [1, 0]>(d) }
     """)
     assert not TransposeWeights()(model).modified
+
+
+TIED = """
+agraph (float[1, 3] x) => (float[1, 2] y, float[1, 2] z)
+<int8[2, 3] w = {1, 2, 3, 4, 5, 6}, float[2] s = {0.5, 2.0}, int8[2] zp = {0, 0}>
+{
+    d = DequantizeLinear<axis = 0>(w, s, zp)
+    t = Transpose<perm = [1, 0]>(d)
+    y = MatMul(x, t)
+    u = Transpose(d)
+    z = MatMul(x, u)
+}
+"""
+
+
+def test_a_weight_that_several_layers_transpose_alike_is_stored_once(parse, run, ops):
+    model = parse(TIED)
+    before = run(model, x=X)
+    TransposeWeights()(model)
+    assert ops(model) == ["DequantizeLinear", "MatMul", "MatMul"]
+    np.testing.assert_array_equal(run(model, x=X), before)
+
+
+def test_a_weight_that_is_transposed_in_two_ways_stays(parse):
+    text = TIED.replace("u = Transpose(d)", "u = Transpose<perm = [0, 1]>(d)").replace("z = MatMul(x, u)", "z = Neg(u)")
+    assert not TransposeWeights()(parse(text.replace("float[1, 2] z", "float[2, 3] z"))).modified
