@@ -16,8 +16,10 @@ from pathlib import Path
 import torch
 from formats import FORMATS
 from measure import Outcome, measure
-from sequence_tasks import accuracies
+from sequence_tasks import INT8, accuracies
 from torch import nn
+
+import fakequant as fq
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +29,14 @@ class _Row:
     run: Callable[[], Outcome]
 
 
-def _of_sequences(layer: type[nn.RNNBase]) -> Outcome:
-    found = accuracies(layer)
+def _of_sequences(layer: type[nn.RNNBase], recipe: fq.Recipe = INT8) -> Outcome:
+    found = accuracies(layer, recipe)
     return Outcome(found.of_float, found.after_calibration, found.after_training, found.in_file)
 
 
 _ROWS = {name: _Row(chosen.what, chosen.bar, functools.partial(measure, chosen)) for name, chosen in FORMATS.items()}
 _ROWS["int8, LSTM"] = _Row("QAT", 0.5, functools.partial(_of_sequences, nn.LSTM))
+_ROWS["int8 dynamic, LSTM"] = _Row("QAT", 0.5, functools.partial(_of_sequences, nn.LSTM, fq.preset("dynamic-lstm")))
 _ROWS["int8, GRU"] = _Row("QAT", 0.5, functools.partial(_of_sequences, nn.GRU))
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from tasks import DIGITS, SIGNS, TUMOURS, Task
+from tasks import DIGITS, PIXELS, SIGNS, TUMOURS, Task
 
 from fakequant import QuantDescriptor, Recipe, Rule, preset
 
@@ -61,6 +61,14 @@ def _binary(what: str, weight: QuantDescriptor) -> Format:
     return _paper(what, QuantDescriptor(1, scheme="bnn"), weight, 6.0, task=SIGNS, learning_rate=1.0)
 
 
+def _calibrated(num_bits: int, bar: float) -> Format:
+    return Format("PTQ", _layers(QuantDescriptor(num_bits), QuantDescriptor(num_bits, axis=0, narrow_range=True)), bar)
+
+
+def _blocks(size: int) -> Format:
+    return Format(f"PTQ, blocks of {size}", _layers(None, QuantDescriptor(4, block_size=size)), 0.5, PIXELS)
+
+
 def _float8(num_bits: tuple[int, int]) -> Format:
     grid = QuantDescriptor(num_bits)
     return Format("PTQ", _layers(grid, grid.replace(axis=0)), bar=0.5)
@@ -72,11 +80,12 @@ def _simulated(num_bits: int | tuple[int, int], block_size: int, scale_format: s
 
 
 _AFFINE8 = QuantDescriptor(8, affine=True)
-_CHANNEL8, _CHANNEL4, _CHANNEL3 = (QuantDescriptor(bits, axis=0, narrow_range=True) for bits in (8, 4, 3))
+_CHANNEL8, _CHANNEL4, _CHANNEL3, _CHANNEL2 = (QuantDescriptor(bits, axis=0, narrow_range=True) for bits in (8, 4, 3, 2))
 _UINT4, _UINT3, _UINT2 = (QuantDescriptor(bits, unsigned=True) for bits in (4, 3, 2))
-_LSQ4, _LSQ3 = (grid.replace(learn_amax="lsq") for grid in (_CHANNEL4, _CHANNEL3))
+_LSQ4, _LSQ3, _LSQ2 = (grid.replace(learn_amax="lsq") for grid in (_CHANNEL4, _CHANNEL3, _CHANNEL2))
 
 FORMATS = {
+    "16 bits": _calibrated(16, 0.3),
     "int8, max": Format("PTQ", preset("int8"), 0.3),
     "int8, percentile": Format("PTQ", preset("int8"), 0.3, method="percentile"),
     "int8, mse": Format("PTQ", preset("int8"), 0.3, method="mse", weight_method="mse"),
@@ -88,6 +97,9 @@ FORMATS = {
         _layers(*(grid.replace(scale_format="power_of_two") for grid in (QuantDescriptor(8), _CHANNEL8))),
         0.3,
     ),
+    "7 bits": _calibrated(7, 0.3),
+    "6 bits": _calibrated(6, 0.5),
+    "5 bits": _calibrated(5, 1.0),
     "FP8 E4M3": _float8((4, 3)),
     "FP8 E5M2": _float8((5, 2)),
     "4 bits": _trained("QAT, fixed ranges", _UINT4, _CHANNEL4, 1.0, "mse"),
@@ -100,6 +112,7 @@ FORMATS = {
     ),
     "3 bits": _trained("QAT, fixed ranges", _UINT3, _CHANNEL3, 2.0, "mse"),
     "3 bits, LSQ": _trained("QAT, all ranges learned", _UINT3.replace(learn_amax="lsq"), _LSQ3, 2.0, "lsq"),
+    "2 bits, LSQ": _trained("QAT, all ranges learned", _UINT2.replace(learn_amax="lsq"), _LSQ2, 3.0, "lsq"),
     "ternary weights": _trained(
         "TWN, QAT, 8-bit activations", QuantDescriptor(8), QuantDescriptor(2, scheme="twn", axis=0), 2.0, "mse"
     ),
@@ -113,8 +126,11 @@ FORMATS = {
     ),
     "binary, BNN": _binary("QAT, signs of weights and activations", QuantDescriptor(1, scheme="bnn")),
     "binary, XNOR": _binary("QAT, the same with a scale a filter", QuantDescriptor(1, scheme="xnor", axis=0)),
-    "INT4 weights": Format("PTQ, blocks of 32", _layers(None, QuantDescriptor(4, block_size=32)), 0.5, TUMOURS),
+    "INT4 weights, 32": _blocks(32),
+    "INT4 weights, 64": _blocks(64),
+    "INT4 weights, 128": _blocks(128),
     "MXFP8": _simulated((4, 3), 32, "e8m0", 0.5),
+    "MXFP8 E5M2": _simulated((5, 2), 32, "e8m0", 0.5),
     "MXINT8": _simulated(8, 32, "e8m0", 0.3),
     "NVFP4": _simulated((2, 1), 16, "e4m3", 1.0),
 }

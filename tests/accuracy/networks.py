@@ -34,7 +34,8 @@ class SignNet(nn.Module):
 
 
 class Perceptron(nn.Sequential):
-    """Three linear layers, [N, 30] to [N, 2]."""
+    """Three linear layers, [N, inputs] to [N, classes]."""
 
-    def __init__(self) -> None:
-        super().__init__(nn.Linear(30, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
+    def __init__(self, inputs: int, hidden: int, classes: int) -> None:
+        layers = nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
+        super().__init__(*layers, nn.Linear(hidden, classes))

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 import fakequant as fq
 from fakequant.export import Session
+from fakequant.nn.walk import named_quantizers
 
 LENGTH, HIDDEN = 8, 16
+INT8 = fq.preset("int8") + fq.Rule("layer")
 Split = tuple[Tensor, Tensor]
 
 
@@ -27,8 +29,8 @@ class Accuracies:
 
     Args:
         of_float: of the float network.
-        after_calibration: of the int8 network.
-        after_training: of the int8 network, trained on.
+        after_calibration: of the quantized network.
+        after_training: of the quantized network, trained on.
         in_file: of its file in ONNX Runtime.
     """
 
@@ -73,16 +75,17 @@ def train(model: nn.Module, steps: int, learning_rate: float, generator: torch.G
     model.eval()
 
 
-def accuracies(layer: type[nn.RNNBase]) -> Accuracies:
-    """Train a classifier with nn.LSTM or nn.GRU, quantize it to int8, train on, export it."""
+def accuracies(layer: type[nn.RNNBase], recipe: fq.Recipe = INT8) -> Accuracies:
+    """Train a classifier with nn.LSTM or nn.GRU, quantize it, train on, export it."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     model, test = Classifier(layer), marked_sums(4000, generator)
     train(model, 600, 0.02, generator)
     of_float = _right(model(test[0]), test)
     quantized = copy.deepcopy(model)
-    fq.quantize(quantized, fq.preset("int8") + fq.Rule("layer"))
-    fq.calibrate(quantized, [marked_sums(256, generator)], progress=False)
+    fq.quantize(quantized, recipe)
+    if any(quantizer.is_to_calibrate for _, quantizer in named_quantizers(quantized)):
+        fq.calibrate(quantized, [marked_sums(256, generator)], progress=False)
     after_calibration = _right(quantized(test[0]), test)
     train(quantized, 100, 0.002, generator)
     with tempfile.TemporaryDirectory() as folder:

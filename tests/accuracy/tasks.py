@@ -56,6 +56,12 @@ def _digits() -> Split:
     return torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(data.target)
 
 
+def _pixels() -> Split:
+    """The digits as rows of 64 numbers."""
+    images, labels = _digits()
+    return images.flatten(1), labels
+
+
 def _tumours() -> Split:
     """30 measurements of each of 569 tumours; labels say which are malignant."""
     data = datasets.load_breast_cancer()
@@ -65,4 +71,5 @@ def _tumours() -> Split:
 
 DIGITS = Task(DigitNet, _digits, shuffles=1, epochs=15)
 SIGNS = Task(SignNet, _digits, shuffles=1, epochs=15)
-TUMOURS = Task(Perceptron, _tumours, shuffles=3, epochs=20)
+PIXELS = Task(functools.partial(Perceptron, 64, 256, 10), _pixels, shuffles=1, epochs=15)
+TUMOURS = Task(functools.partial(Perceptron, 30, 64, 2), _tumours, shuffles=3, epochs=20)

@@ -61,7 +61,9 @@ def test_sparse_gradient_trains_with_a_sparse_optimizer():
 @both
 def test_renormalization_is_refused_in_a_file(cls, tmp_path):
     module = calibrated(cls, max_norm=1.0).eval()
-    with pytest.raises(ExportError, match=r"expected max_norm None, got 1.0: a file holds the rows as they are"):
+    with pytest.raises(
+        ExportError, match=r"^Embedding(Bag)?: expected max_norm None, got 1.0: a file holds the rows as they are"
+    ):
         fakequant.export_onnx(module, (INDICES,), tmp_path / "module.onnx")
 
 
@@ -144,3 +146,11 @@ def test_bilinear_weight_has_a_range_for_each_output():
     batch = torch.randn(2, 3), torch.randn(2, 4)
     fakequant.calibrate(module, [batch], forward=lambda module, batch: module(*batch), progress=False)
     assert module.weight_quantizer.amax.shape == (5, 1, 1)
+
+
+@pytest.mark.parametrize("example", [None, torch.tensor([[1, 2]])], ids=["no example", "example"])
+def test_a_table_that_stays_float_is_reported(example):
+    model = nn.Sequential(nn.Embedding(8, 32), nn.Linear(32, 32))
+    report = fakequant.quantize(model, example_inputs=example)
+    (layer,) = report.left_float
+    assert (layer.name, layer.type, layer.reason) == ("0", "Embedding", "stays float unless a rule names its type")

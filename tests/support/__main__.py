@@ -20,11 +20,14 @@ What each quantized class does, made by `python tests/support`, which quantizes,
 inspects every one of them; for a file, between a quantized input and a quantized output.
 `python tests/support --check` tells which rows are no longer true; `tests/test_support.py` does so for a part.
 
-- **by default**: `quantize` quantizes it with a preset; otherwise the rule that asks for it.
+- **by default**: `quantize` quantizes it with a preset; otherwise the rule that asks for it. With an example,
+  placement may leave a layer float where its target gains nothing, and says why.
 - **static**: ranges from calibration; **dynamic**: `QuantDescriptor(8, dynamic=True)`; **QAT**: one step of SGD.
 - **tensorrt**: what the file for TensorRT offers: *integer* has Q/DQ on all inputs of the product, *float* Q/DQ
   on the input only; in brackets what `check_onnx` has against it. No TensorRT ran for this table.
 - **onnxruntime**: what ONNX Runtime CPU runs: an *integer* kernel, or *float*.
+- Files have the default opset of their target; AdaptiveAvgPool3d and RReLU are exported at opset 17. Adaptive pools
+  are exported for sizes that their output divides.
 - Each file is within one step of torch at every quantizer, given equal inputs.
 
 Embeddings and bilinear layers stay float by default: nothing is multiplied by a table, which in 8 bits is four
