@@ -141,7 +141,7 @@ def test_an_affine_grid_uses_all_codes_of_a_one_sided_range():
     ("ends", "message"),
     [
         ((1.0,), "amin: expected the lower end of an affine grid, got None"),
-        ((1.0, 0.5), "amax: expected finite values >= 0"),
+        ((1.0, 0.5), "amin: expected finite values <= 0"),
         ((-1.0, -2.0), "amax: expected finite values >= 0"),
         (([1.0, 2.0], -1.0), r"amin: expected shape \(2,\), got \(\)"),
     ],

@@ -2,9 +2,9 @@
 
 ONNX Runtime makes MatMulNBits of a MatMul with a DequantizeLinear in front of its weight [K, N], and
 MatMulInteger knows no other layout. A Gemm of data with a fixed scale has its integer kernel anyway, but rounds its
-bias to steps of s_x s_w: where these are too large for it, the bias is added to the product as well. The bias of a
-weight-only product is added by Sum: an Add would make a Gemm of it again, and with a Relu behind it a float
-one (seen in 1.31).
+bias to steps of s_x s_w: where these are large, which few bits make them, the bias is added to the product as well.
+The bias of a weight-only product is added by Sum: an Add would make a Gemm of it again, and with a Relu behind it a
+float one (seen in 1.31).
 """
 
 import numpy as np
@@ -13,6 +13,9 @@ import onnx_ir as ir
 from fakequant.export.graph import constant_of, is_dequantized, only_consumer, produced_by, weight_dequantizers
 from fakequant.export.rules.biases import integer_bias
 from fakequant.export.rules.transpose_weights import transpose_stored
+
+_LEAST_SQNR = 1e5
+"""50 dB, as a ratio of squares."""
 
 
 class GemmProducts(ir.passes.InPlacePass):
@@ -49,13 +52,19 @@ def _is_to_be_split(node: ir.Node) -> bool:
 
 
 def _rounds_its_bias(gemm: ir.Node) -> bool:
-    """Whether as integers, in steps of s_x s_w, the bias would keep less than 60 dB: with few bits they are large."""
-    found, bias = integer_bias(gemm), constant_of(gemm.inputs[2]) if len(gemm.inputs) > 2 else None
-    if found is None or bias is None or only_consumer(gemm.outputs[0], "QuantizeLinear") is not None:
+    """Whether rounding the bias to integers, in steps of s_x s_w, may leave less than 50 dB of the result.
+
+    In these steps the error of each output is 1 / 12 in the mean square, and the product is the sum of its weight's
+    squared codes at least, if codes of data are 1 or more.
+    """
+    if integer_bias(gemm) is None or only_consumer(gemm.outputs[0], "QuantizeLinear") is not None:
         return False
-    codes, scale = found
-    floats = bias.astype(np.float32)
-    return bool(np.linalg.norm(codes * scale - floats) > 1e-3 * np.linalg.norm(floats))
+    dequantize = produced_by(gemm.inputs[1], "DequantizeLinear")
+    codes = None if dequantize is None else constant_of(dequantize.inputs[0])
+    if codes is None:
+        return False
+    outputs = codes.shape[0 if gemm.attributes.get_int("transB", 0) else 1]
+    return bool(12 * np.square(codes, dtype=np.float64).sum() / outputs < _LEAST_SQNR)
 
 
 def _split(graph: ir.Graph, gemm: ir.Node) -> None:

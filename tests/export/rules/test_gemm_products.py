@@ -9,7 +9,7 @@ import fakequant as fq
 from fakequant.export.rules.gemm_products import GemmProducts
 
 WEIGHTS = """
-<int8[2, 3] w = {1, -2, 3, 4, -127, 6}, float[2] s = {0.5, 0.02}, int8[2] z = {0, 0}, float[2] b = {1.0, -1.0},
+<int8[2, 3] w = {100, -2, 3, 4, -127, 6}, float[2] s = {0.5, 0.02}, int8[2] z = {0, 0}, float[2] b = {1.0, -1.0},
  float xs = {0.1}, uint8 xz = {7}>
 """
 FLOAT = f"""
