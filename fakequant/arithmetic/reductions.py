@@ -60,9 +60,11 @@ def extremes(x: Tensor, axis: Axis = None) -> tuple[Tensor, Tensor]:
             [2.]]))
     """
     if not kept_axes(axis, x.ndim):
-        # Compilers and exporters see one reduction: the order of the memory is not theirs.
-        is_plain = x.is_contiguous() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-        low, high = torch.aminmax(x if is_plain else flat_in_memory_order(x))
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            # The order of the memory is not theirs, and torch.onnx knows extremes of named axes only.
+            every = tuple(range(x.ndim))
+            return x.amin(every), x.amax(every)
+        low, high = torch.aminmax(x if x.is_contiguous() else flat_in_memory_order(x))
         return low, high
     reduced = reduced_axes(axis, x.ndim)
     return (x.amin(reduced, keepdim=True), x.amax(reduced, keepdim=True)) if reduced else (x, x)

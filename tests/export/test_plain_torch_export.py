@@ -168,3 +168,30 @@ def test_the_training_gradient_is_untouched_by_an_export(tmp_path, dynamo):
     export(quantizer, x.detach(), tmp_path / "m.onnx", dynamo)
     quantizer(x).sum().backward()
     assert x.grad.unique().tolist() == [0.0, 1.0]
+
+
+DYNAMIC = {
+    "tensor": D(8, dynamic=True),
+    "affine": D(8, dynamic=True, affine=True, unsigned=True),
+    "tokens": D(8, dynamic=True, axis="tokens"),
+}
+
+
+def dynamic(grid: fq.QuantDescriptor) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4)).eval()
+    fq.quantize(model, fq.Recipe((fq.Rule(type="Linear", input=grid, weight=D(8, axis=0, dynamic=True)),)))
+    return model
+
+
+@pytest.mark.parametrize("grid", DYNAMIC.values(), ids=DYNAMIC)
+def test_a_dynamic_range_is_that_of_each_run(grid, tmp_path):
+    model, x = dynamic(grid), torch.randn(2, 4)
+    export(model, x, tmp_path / "m.onnx", dynamo=True)
+    np.testing.assert_allclose(run(tmp_path / "m.onnx", 3 * x), model(3 * x).detach().numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("grid", DYNAMIC.values(), ids=DYNAMIC)
+def test_a_dynamic_range_is_no_constant_of_a_torchscript_file(grid, tmp_path):
+    with pytest.raises(fq.ExportError, match="would write the range of the example into the file as a constant"):
+        export(dynamic(grid), torch.randn(2, 4), tmp_path / "m.onnx", dynamo=False)

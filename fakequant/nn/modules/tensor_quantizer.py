@@ -3,6 +3,7 @@
 import math
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from fakequant import arithmetic
@@ -184,6 +185,11 @@ class TensorQuantizer(Switches, GridView, RangeState):
         if self._descriptor.dynamic or not self.is_calibrated:
             if self.needs_range and is_exporting():
                 raise ExportError(f"expected a calibrated quantizer, got amax unknown in {self}")
+            if torch.jit.is_tracing() and is_exporting() and not self.is_weight:
+                raise ExportError(
+                    "expected torch.onnx.export(dynamo=True) or fakequant.export_onnx, got the TorchScript exporter, "
+                    f"which would write the range of the example into the file as a constant: {self}"
+                )
             return self._scaled(*arithmetic.range_of(self._descriptor, inputs))
         return self._ends(*self._fitted(inputs))
 
