@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fakequant.arithmetic import DEAD_AMAX
-from fakequant.batches import model_arguments
+from fakequant.batches import feed
 from fakequant.calib import (
     Calibrator,
     DataRange,
@@ -24,11 +24,15 @@ from fakequant.calib import (
     sqnr_db,
 )
 from fakequant.collecting import Collector, collecting, naming
-from fakequant.errors import CalibrationError, InvalidTypeError, InvalidValueError
+from fakequant.distributed import Alone, Processes, together, without_sharing
+from fakequant.errors import CalibrationError, InvalidValueError
 from fakequant.nn import TensorQuantizer
 from fakequant.nn.modes import evaluating
+from fakequant.nn.sharding import whole
 from fakequant.nn.walk import Weight, named_quantizers, weights_of_quantizers
 from fakequant.retarget import every_target
+
+ALL_PROCESSES = Processes()
 
 Forward: TypeAlias = Callable[[nn.Module, Any], Any]
 """(model, batch) -> anything; runs the model once on one batch."""
@@ -88,10 +92,15 @@ class Calibration:
             CalibrationError: names every quantizer whose range could not be computed, and why. Nothing is written.
             InvalidValueError: unknown method, or one that this pass did not collect for.
         """
+        self._write(method, self._search(method, weight_method, percentile))
+        return self
+
+    def _search(self, method: str, weight_method: str, percentile: float) -> dict[str, DataRange]:
+        """Return every range, or raise an error that names every quantizer without one."""
         for name, weight in self._weights.items():
             if weight is not None:
                 self._calibrators[name] = _calibrator(name, self._quantizers[name], weight_method)
-                self._calibrators[name].collect(weight.tensor)
+                self._calibrators[name].collect(whole(weight.tensor))
         found: dict[str, DataRange] = {}
         problems = []
         for name, quantizer in self._quantizers.items():
@@ -106,12 +115,14 @@ class Calibration:
             else:
                 found[name] = ends
         _raise_if(problems)
+        return found
+
+    def _write(self, method: str, found: dict[str, DataRange]) -> None:
         for name, ends in found.items():
             self._quantizers[name].amax = None
             self._quantizers[name].set_range(*ends)
         self.method = method
         self.ranges = tuple(self._range(name, ends) for name, ends in found.items())
-        return self
 
     def _range(self, name: str, ends: DataRange) -> Range:
         dead = int((ends.amax if ends.amin is None else ends.amax - ends.amin).le(DEAD_AMAX).sum())
@@ -150,24 +161,27 @@ def calibrate(
     forward: Forward | None = None,
     strict: bool = True,
     progress: bool = True,
+    processes: Processes | None = ALL_PROCESSES,
 ) -> Calibration:
     """Run data through the model with quantization off and set the range of every enabled quantizer.
 
     The model runs in eval mode without gradient and is left in the modes it had.
-    Quantizers whose descriptor fixes amax keep it.
+    Quantizers whose descriptor fixes amax keep it. Where torch.distributed is initialized, each of its
+    processes calls this with its share of the data, and all get the ranges of all the data.
 
     Args:
-        model: quantized.
-        data: batches. A tensor, or the first element of an (input, target) pair, is passed to the
+        model: quantized; the same in all processes.
+        data: batches, of this process. A tensor, or the first element of an (input, target) pair, is passed to the
             model as it is; a dict as keyword arguments; anything else needs ``forward``.
         method: for activations: "max", "entropy", "percentile", "mse", or "auto" (per tensor the one
             with the least quantization error).
-        num_batches: how many batches to use at most; None for all.
+        num_batches: how many batches this process uses at most; None for all.
         percentile: in percent, for the percentile method.
         weight_method: for weights, on the grid of each: "max", "mse", or "lsq", where training by LSQ starts.
         forward: runs the model on one batch, such as ``lambda model, batch: model(batch["image"])``.
         strict: a quantizer that is never called is an error; otherwise it stays uncalibrated.
-        progress: show a bar.
+        progress: show a bar, in the first process.
+        processes: that calibrate together; None for this one alone.
 
     Returns:
         The ranges; ``apply`` computes others from the same pass (unless the method was "max",
@@ -175,38 +189,51 @@ def calibrate(
 
     Raises:
         CalibrationError: no batches; a quantizer was never called, or saw NaN, Inf, or negative values
-            on an unsigned grid. All are named; no range is changed.
+            on an unsigned grid; a process failed, has no data or another model, or shows no progress. All are
+            named; no range is changed, in no process.
         InvalidTypeError: a batch of another kind without ``forward``.
         InvalidValueError: an unknown method; nothing to calibrate; a negative num_batches.
     """
-    if num_batches is not None and num_batches < 0:
-        raise InvalidValueError(f"num_batches: expected None or at least 0, got {num_batches}")
-    with every_target(model):
-        quantizers = {name: q for name, q in named_quantizers(model) if q.is_enabled and q.is_to_calibrate}
-        if not quantizers:
-            raise InvalidValueError(
-                "model: expected an enabled quantizer whose range comes from data, got none; dynamic and fixed ranges "
-                "need no calibration"
-            )
-        owners = weights_of_quantizers(model)
-        # A weight of a functional call is seen where it is used; None stands for "no module to read it from".
-        weights = {name: owners.get(q) for name, q in quantizers.items() if q.is_weight or q in owners}
-        # Of all, so that a method that one cannot serve is refused before any data is read.
-        calibrators = {
-            name: _calibrator(name, q, weight_method if name in weights else method) for name, q in quantizers.items()
-        }
-        met = {name: calibrator for name, calibrator in calibrators.items() if weights.get(name) is None}
-        with collecting(model, met) as collectors, evaluating(model):
-            done = _run(model, data, num_batches, forward or _feed, progress, collectors)
-    if not done:
-        raise CalibrationError(f"data: expected at least one batch, got none; no range for {', '.join(quantizers)}")
-    never = [collector.name for collector in collectors if not collector.is_called]
-    if strict:
-        _raise_if([f"{name}: was never called" for name in never])
-    seen = {name: q for name, q in quantizers.items() if name not in never}
-    return Calibration(seen, calibrators, weights, done).apply(
-        method, weight_method=weight_method, percentile=percentile
-    )
+    with together(processes) as peers:
+        if num_batches is not None and num_batches < 0:
+            raise InvalidValueError(f"num_batches: expected None or at least 0, got {num_batches}")
+        with every_target(model):
+            quantizers = _to_calibrate(model)
+            owners = weights_of_quantizers(model)
+            # A weight of a functional call is seen where it is used; None stands for "no module to read it from".
+            weights = {name: owners.get(q) for name, q in quantizers.items() if q.is_weight or q in owners}
+            # Of all, so that a method that one cannot serve is refused before any data is read.
+            calibrators = {
+                name: _calibrator(name, q, weight_method if name in weights else method)
+                for name, q in quantizers.items()
+            }
+            options = {"method": method, "weight_method": weight_method, "percentile": percentile, "strict": strict}
+            peers.start(model, quantizers, options)
+            met = {name: calibrator for name, calibrator in calibrators.items() if weights.get(name) is None}
+            with collecting(model, met) as collectors, evaluating(model), without_sharing(model):
+                done = _run(model, data, num_batches, forward or feed, progress, collectors, peers)
+        every = peers.combine(done, {c.name: (c.is_called, met[c.name]) for c in collectors})
+        if not every.num_batches:
+            raise CalibrationError(f"data: expected at least one batch, got none; no range for {', '.join(quantizers)}")
+        never = [name for name in met if name not in every.called]
+        if strict:
+            _raise_if([f"{name}: was never called" for name in never])
+        seen = {name: q for name, q in quantizers.items() if name not in never}
+        calibration = Calibration(seen, calibrators, weights, every.num_batches)
+        found = calibration._search(method, weight_method, percentile)
+        peers.finish()
+        calibration._write(method, found)
+    return calibration
+
+
+def _to_calibrate(model: nn.Module) -> dict[str, TensorQuantizer]:
+    quantizers = {name: q for name, q in named_quantizers(model) if q.is_enabled and q.is_to_calibrate}
+    if not quantizers:
+        raise InvalidValueError(
+            "model: expected an enabled quantizer whose range comes from data, got none; dynamic and fixed ranges "
+            "need no calibration"
+        )
+    return quantizers
 
 
 def _calibrator(name: str, quantizer: TensorQuantizer, method: str) -> Calibrator:
@@ -233,27 +260,20 @@ def _run(
     forward: Forward,
     progress: bool,
     collectors: Iterable[Collector],
+    peers: Alone,
 ) -> int:
     total = len(data) if isinstance(data, Sized) else None
     if num_batches is not None:
         total = num_batches if total is None else min(total, num_batches)
     done = 0
-    with tqdm(total=total, desc="calibrate", unit="batch", disable=not progress) as bar:
-        for batch in itertools.islice(data, num_batches):
+    with tqdm(total=total, desc="calibrate", unit="batch", disable=not (progress and peers.is_first)) as bar:
+        for batch in peers.batches(itertools.islice(data, num_batches)):
             forward(model, batch)
             for collector in collectors:
                 collector.forget()
             done += 1
             bar.update()
     return done
-
-
-def _feed(model: nn.Module, batch: Any) -> Any:
-    try:
-        args, kwargs = model_arguments(batch)
-    except InvalidTypeError as error:
-        raise InvalidTypeError(f"{error}. Pass forward=lambda model, batch: ...") from None
-    return model(*args, **kwargs)
 
 
 def _raise_if(problems: list[str]) -> None:

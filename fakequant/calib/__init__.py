@@ -12,6 +12,7 @@ magnitudes           what a grid can represent
 search               find_amax: any method, by name; sqnr_db
 affine               both ends of the range of an affine grid
 calibrator           Calibrator, the base class, and the registry of calibrators
+additive             statistics that processes add up, as flat tensors
 max                  MaxCalibrator
 histogram_calibrator HistogramCalibrator
 ===================  ==================================================================

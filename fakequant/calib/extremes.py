@@ -32,6 +32,23 @@ class Extremes(NamedTuple):
         """The largest magnitude of each kept index; 0 where no value is finite."""
         return torch.maximum(-self.minimum, self.maximum).clamp(min=0.0)
 
+    @classmethod
+    def none(cls, shape: tuple[int, ...], device: torch.device | str = "cpu") -> "Extremes":
+        """Return the extremes of no data."""
+        nothing = torch.full(shape, math.inf, device=device)
+        return cls(nothing, -nothing, 0, 0)
+
+    @classmethod
+    def from_outward(cls, outward: Tensor, shape: tuple[int, ...], num_nan: int, num_inf: int) -> "Extremes":
+        """Return the extremes that have this ``outward``."""
+        low, high = (end.reshape(shape) for end in outward.chunk(2))
+        return cls(-low, high, num_nan, num_inf)
+
+    @property
+    def outward(self) -> Tensor:
+        """What only grows with more data: -minimum, then maximum, flat."""
+        return torch.cat([-self.minimum.flatten(), self.maximum.flatten()])
+
     def merge(self, other: "Extremes") -> "Extremes":
         """Return the extremes of the data of both."""
         return Extremes(
@@ -60,8 +77,7 @@ def finite_extremes(x: Tensor, axis: Axis = None) -> Extremes:
     x = as_reducible(x)
     shape = kept_shape(x.shape, axis)
     if x.numel() == 0:
-        nothing = torch.full(shape, math.inf, device=x.device)
-        return Extremes(nothing, -nothing, 0, 0)
+        return Extremes.none(shape, x.device)
     low, high = extremes(x, axis)
     num_nan = num_inf = 0
     # NaN and Inf both reach the result (and make NaN here), so x is only looked through when it may hold some.

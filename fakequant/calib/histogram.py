@@ -77,6 +77,15 @@ class Histogram:
             counts = _count(rows, exponent)
         return cls(counts, exponent, extremes)
 
+    @classmethod
+    def from_counts(cls, counts: Tensor, extremes: Extremes) -> "Histogram":
+        """Return the histogram with these counts, which are in the bins that the extremes ask for."""
+        return cls(counts, _exponent(extremes.amax), extremes)
+
+    def counts_up_to(self, amax: Tensor) -> Tensor:
+        """Return the counts in the bins of a histogram whose largest |x| are these [rows], and no less than its own."""
+        return _widened(self, _exponent(amax))
+
     def merge(self, other: "Histogram") -> "Histogram":
         """Return the histogram of the data of both, row by row: exact, associative and commutative.
 

@@ -1,12 +1,16 @@
 """HistogramCalibrator: one pass over the data serves every search method."""
 
+import math
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from fakequant.arithmetic import kept_shape
+from fakequant.calib.additive import AdditiveCalibrator
 from fakequant.calib.affine import Halves, check_affine_method, find_range
-from fakequant.calib.calibrator import Calibrator, DataRange, register_calibrator
+from fakequant.calib.calibrator import DataRange, register_calibrator
+from fakequant.calib.extremes import Extremes
 from fakequant.calib.histogram import BINS, Histogram
 from fakequant.calib.methods import checked_method
 from fakequant.calib.search import find_amax
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @register_calibrator("histogram")
-class HistogramCalibrator(Calibrator):
+class HistogramCalibrator(AdditiveCalibrator):
     """Keeps one histogram (32 KiB, or as much a channel), whatever the amount of data.
 
     Args:
@@ -72,6 +76,39 @@ class HistogramCalibrator(Calibrator):
         self._histogram: Histogram | None = None
         self._halves: Halves | None = None
         self._shape: tuple[int, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape of the range; None before the first batch."""
+        return None if self._histogram is None and self._halves is None else self._shape
+
+    def maxima(self, shape: tuple[int, ...]) -> Tensor:
+        """Return -minimum and maximum of each row; see ``AdditiveCalibrator.maxima``."""
+        histogram, _ = self._rows(shape)
+        return histogram.extremes.outward
+
+    def sums(self, shape: tuple[int, ...], maxima: Tensor) -> Tensor:
+        """Return how many NaN and Inf, the counts, and for halves all values; see ``AdditiveCalibrator.sums``."""
+        histogram, every = self._rows(shape)
+        everywhere = Extremes.from_outward(maxima, (len(histogram.counts),), 0, 0).amax
+        return torch.cat([torch.tensor(histogram.extremes[2:]), histogram.counts_up_to(everywhere).flatten(), every])
+
+    def load(self, shape: tuple[int, ...], maxima: Tensor, sums: Tensor) -> None:
+        """See ``AdditiveCalibrator.load``."""
+        num_rows = len(maxima) // 2
+        (num_nan, num_inf), counts, every = sums[:2].tolist(), *sums[2:].tensor_split([num_rows * BINS])
+        extremes = Extremes.from_outward(maxima, (num_rows,), num_nan, num_inf)
+        histogram = Histogram.from_counts(counts.view(num_rows, BINS), extremes)
+        self.reset()
+        self._add(Halves(histogram, every) if self.descriptor.affine else histogram, shape)
+
+    def _rows(self, shape: tuple[int, ...]) -> tuple[Histogram, Tensor]:
+        """Return what was collected, maybe nothing, on the CPU: histogram, and for halves how many values in all."""
+        nothing = torch.empty(math.prod(shape), 0)
+        if self.descriptor.affine:
+            halves = (self._halves or Halves.of(nothing, axis=0)).to("cpu")
+            return halves.histogram, halves.count
+        return (self._histogram or Histogram.of(nothing, axis=0)).to("cpu"), torch.empty(0, dtype=torch.int64)
 
     def compute_range(self, method: str | None = None, *, percentile: float = 99.99) -> DataRange | None:
         """Return the range that a search method finds; see ``Calibrator.compute_range``.

@@ -2,10 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from fakequant.arithmetic import grouped, per_block
-from fakequant.calib.calibrator import Calibrator, DataRange, register_calibrator
+from fakequant.calib.additive import AdditiveCalibrator
+from fakequant.calib.calibrator import DataRange, register_calibrator
 from fakequant.calib.extremes import Extremes, finite_extremes
 from fakequant.errors import CalibrationError, InvalidValueError
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @register_calibrator("max")
-class MaxCalibrator(Calibrator):
+class MaxCalibrator(AdditiveCalibrator):
     """Keeps the smallest and the largest value, so its memory is a number or two a channel.
 
     Args:
@@ -73,6 +75,24 @@ class MaxCalibrator(Calibrator):
         """Forget all data."""
         self._seen = None
         self._amaxs = None if self._amaxs is None else []
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape of the range; None before the first batch."""
+        return None if self._seen is None else tuple(self._seen.minimum.shape)
+
+    def maxima(self, shape: tuple[int, ...]) -> Tensor:
+        """Return -minimum and maximum; see ``AdditiveCalibrator.maxima``."""
+        return (self._seen or Extremes.none(shape)).outward.cpu()
+
+    def sums(self, shape: tuple[int, ...], maxima: Tensor) -> Tensor:
+        """Return how many NaN and Inf; see ``AdditiveCalibrator.sums``."""
+        return torch.tensor((self._seen or Extremes.none(shape))[2:])
+
+    def load(self, shape: tuple[int, ...], maxima: Tensor, sums: Tensor) -> None:
+        """See ``AdditiveCalibrator.load``."""
+        num_nan, num_inf = sums.tolist()
+        self._seen = Extremes.from_outward(maxima, shape, num_nan, num_inf)
 
     def compute_range(self, method: str | None = None, *, percentile: float = 99.99) -> DataRange | None:
         """Return the range of all values; see ``Calibrator.compute_range``. The method is None or "max"."""
