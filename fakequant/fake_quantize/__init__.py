@@ -1,6 +1,7 @@
 """Quantize and dequantize in one differentiable step, in eager mode, compiled, and under ONNX export."""
 
 from fakequant.fake_quantize.affine import fake_quantize_affine
+from fakequant.fake_quantize.again import quantized_again
 from fakequant.fake_quantize.floats import fake_quantize_float
 from fakequant.fake_quantize.on_grid import fake_quantize_learned, fake_quantize_on
 from fakequant.fake_quantize.ste import straight_through
@@ -12,5 +13,6 @@ __all__ = [
     "fake_quantize_float",
     "fake_quantize_learned",
     "fake_quantize_on",
+    "quantized_again",
     "straight_through",
 ]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fakequant import arithmetic
+from fakequant.fake_quantize.again import apply
 from fakequant.onnx_ops import as_constant, is_exporting, quantize_dequantize, torchscript_quantize_dequantize
 
 
@@ -53,5 +54,4 @@ def fake_quantize_affine(x: Tensor, scale: Tensor, zero_point: Tensor, low: int,
         constants = as_constant(scale), as_constant(zero_point)
         traced: Tensor = _FakeQuantizeAffine.apply(x.to(torch.float32), *constants, low, high)  # type: ignore[no-untyped-call]
         return traced.to(x.dtype)
-    result: Tensor = _FakeQuantizeAffine.apply(x, scale, zero_point, low, high)  # type: ignore[no-untyped-call]
-    return result
+    return apply(_FakeQuantizeAffine, x, scale, zero_point, low, high)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fakequant import arithmetic
 from fakequant.descriptor_fields import FLOAT_FORMATS
+from fakequant.fake_quantize.again import apply
 from fakequant.fake_quantize.ste import ClippedStraightThrough
 from fakequant.onnx_ops import is_exporting, quantize_dequantize_float
 
@@ -40,5 +41,4 @@ def fake_quantize_float(x: Tensor, scale: Tensor, num_bits: tuple[int, int]) -> 
     """
     if is_exporting():
         return quantize_dequantize_float(x, scale, num_bits)
-    result: Tensor = _FakeQuantizeFloat.apply(x, scale, *num_bits)  # type: ignore[no-untyped-call]
-    return result
+    return apply(_FakeQuantizeFloat, x, scale, *num_bits)

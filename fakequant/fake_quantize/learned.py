@@ -29,6 +29,7 @@ from torch.autograd.function import once_differentiable
 
 from fakequant import arithmetic
 from fakequant.fake_quantize.affine import fake_quantize_affine
+from fakequant.fake_quantize.again import apply
 from fakequant.fake_quantize.uniform import fake_quantize
 from fakequant.onnx_ops import is_exporting
 
@@ -59,8 +60,7 @@ def lsq(x: Tensor, amax: Tensor, low: int, high: int, count: int) -> Tensor:
     if is_exporting():
         return fake_quantize(x, _scale(amax, high), low, high)
     factor = arithmetic.lsq_gradient_scale(count, high)
-    result: Tensor = _LearnedStep.apply(x, amax, None, low, high, factor)  # type: ignore[no-untyped-call]
-    return result
+    return apply(_LearnedStep, x, amax, None, low, high, factor)
 
 
 def lsq_plus(x: Tensor, amin: Tensor, amax: Tensor, low: int, high: int, count: int) -> Tensor:
@@ -88,8 +88,7 @@ def lsq_plus(x: Tensor, amin: Tensor, amax: Tensor, low: int, high: int, count: 
     if is_exporting():
         return fake_quantize_affine(x, *_affine(amin, amax, low, high), low, high)
     factor = arithmetic.lsq_gradient_scale(count, high)
-    result: Tensor = _LearnedStep.apply(x, amax, amin, low, high, factor)  # type: ignore[no-untyped-call]
-    return result
+    return apply(_LearnedStep, x, amax, amin, low, high, factor)
 
 
 def pact(x: Tensor, amax: Tensor, low: int, high: int) -> Tensor:
@@ -112,8 +111,7 @@ def pact(x: Tensor, amax: Tensor, low: int, high: int) -> Tensor:
     """
     if is_exporting():
         return fake_quantize(x, _scale(amax, high), low, high)
-    result: Tensor = _LearnedClip.apply(x, amax, low, high)  # type: ignore[no-untyped-call]
-    return result
+    return apply(_LearnedClip, x, amax, low, high)
 
 
 class _LearnedStep(torch.autograd.Function):
@@ -233,7 +231,7 @@ def _by_chunks(rule: _Rule, tensors: Sequence[Tensor], grid: Sequence[Tensor], r
 
 
 def _inner(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-    """Return the sums of ``a * b`` over what shares a range, shaped like scale."""
+    """Return the sums of ``a * b`` over what shares a range, shaped like scale; overwrites a."""
     if a.ndim == 1 and scale.ndim == 0:
         return torch.dot(a, b)
-    return (a * b).sum_to_size(scale.shape)
+    return a.mul_(b).sum_to_size(scale.shape)

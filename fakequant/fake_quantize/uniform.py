@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fakequant import arithmetic
+from fakequant.fake_quantize.again import apply
 from fakequant.fake_quantize.ste import ClippedStraightThrough
 from fakequant.onnx_ops import as_constant, is_exporting, quantize_dequantize, torchscript_quantize_dequantize
 
@@ -48,5 +49,4 @@ def fake_quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
             return quantize_dequantize(x, scale, low, high)
         traced: Tensor = _FakeQuantize.apply(x.to(torch.float32), as_constant(scale), low, high)  # type: ignore[no-untyped-call]
         return traced.to(x.dtype)
-    result: Tensor = _FakeQuantize.apply(x, scale, low, high)  # type: ignore[no-untyped-call]
-    return result
+    return apply(_FakeQuantize, x, scale, low, high)

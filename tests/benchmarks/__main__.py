@@ -4,7 +4,19 @@ import runpy
 import sys
 from pathlib import Path
 
-_ALL = ("import", "operator", "calibration", "call_sites", "qat_step", "memory", "onnxruntime", "dynamic", "files")
+_ALL = (
+    "import",
+    "operator",
+    "calibration",
+    "distributed",
+    "call_sites",
+    "qat_step",
+    "qat_memory",
+    "memory",
+    "onnxruntime",
+    "dynamic",
+    "files",
+)
 
 if __name__ == "__main__":
     names = [name for name in sys.argv[1:] if not name.startswith("-")] or _ALL

@@ -1,0 +1,449 @@
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd.graph import save_on_cpu
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+
+import fakequant as fq
+from fakequant import QuantDescriptor, qat
+from fakequant.fake_quantize import fake_quantize, quantized_again
+from fakequant.qat import save_memory, stop_saving_memory
+
+RECIPES = {
+    "int8": fq.preset("int8"),
+    "affine": fq.preset("int8") + fq.Rule(input=QuantDescriptor(8, affine=True)),
+    "fp8": fq.preset("fp8"),
+    "dynamic": fq.preset("dynamic"),
+    "blocks": fq.preset("int8") + fq.Rule(type="Linear", weight=QuantDescriptor(4, block_size=3)),
+    "lsq": fq.preset("int8")
+    + fq.Rule(input=QuantDescriptor(4, learn_amax="lsq"), weight=QuantDescriptor(4, axis=0, learn_amax="lsq")),
+    "lsq+": fq.preset("int8") + fq.Rule(input=QuantDescriptor(4, affine=True, learn_amax="lsq+")),
+    "pact": fq.preset("int8") + fq.Rule(input=QuantDescriptor(4, learn_amax="pact")),
+}
+
+
+class Residual(nn.Module):
+    """Convolution, batch norm, ReLU, an add, and a linear layer whose weight is used transposed."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+        self.linear = nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = self.norm(self.first(x)).relu()
+        x = (x + self.second(x)).relu()
+        return self.linear(x.flatten(2).transpose(1, 2))
+
+
+def quantized(recipe="int8", model=None, shape=(2, 3, 6, 6), **options):
+    torch.manual_seed(0)
+    model = Residual() if model is None else model
+    fq.quantize(model, RECIPES[recipe], **options)
+    if recipe != "dynamic":
+        fq.calibrate(model, [torch.randn(shape)], "max", progress=False)
+    return model.train()
+
+
+def gradients(model, x, context=None):
+    """The gradients of one step, by name, and that of the input."""
+    model.zero_grad()
+    x = x.detach().clone().requires_grad_()
+    with context or torch.enable_grad():
+        loss = model(x).float().square().sum()
+    loss.backward()
+    return {"x": x.grad, **{name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}}
+
+
+def assert_same(ours, expected):
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(ours[name], expected[name]) for name in ours)
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of what operators made and somebody still holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in given:
+                self.made[StorageWeakRef(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
+        return result
+
+    def bytes(self):
+        return sum(size for made, size in self.made.items() if not made.expired())
+
+
+def kept(model, x, context=None):
+    """Bytes that a forward pass keeps for backward."""
+    with Alive() as alive, context or torch.enable_grad():
+        loss = model(x).float().square().mean()
+    size = alive.bytes()
+    loss.backward()
+    return size
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1)) * 1.5
+
+
+# The same gradients
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+def test_gradients_are_the_same(recipe, autocast, x):
+    model = quantized(recipe)
+    saving = save_memory(copy.deepcopy(model))
+    context = lambda: torch.autocast("cpu", torch.bfloat16, enabled=autocast)  # noqa: E731
+    assert_same(gradients(saving, x, context()), gradients(model, x, context()))
+
+
+@pytest.mark.parametrize("recipe", ["int8", "lsq"])
+def test_gradients_are_the_same_with_call_sites(recipe, x):
+    model = quantized(recipe, example_inputs=(x,), target="onnxruntime")
+    assert_same(gradients(save_memory(copy.deepcopy(model)), x), gradients(model, x))
+
+
+OTHERS = {
+    "lstm": (lambda: fq.nn.QuantLSTM(4, 5, 2, batch_first=True), lambda model, x: model(x)[0]),
+    "encoder": (lambda: nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True), lambda model, x: model(x)),
+    "transposed": (lambda: nn.ConvTranspose1d(3, 2, 3), lambda model, x: model(x)),
+    "in place": (
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 2)),
+        lambda model, x: model(x),
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "call"), OTHERS.values(), ids=OTHERS)
+def test_gradients_of_other_layers_are_the_same(make, call):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = make()
+
+        def forward(self, x):
+            return call(self.inner, x)
+
+    model, x = quantized(model=Model(), shape=(2, 3, 4)), torch.randn(2, 3, 4)
+    assert_same(gradients(save_memory(copy.deepcopy(model)), x), gradients(model, x))
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "transposed": lambda x: x.transpose(0, 1),
+    "strided": lambda x: x[::2, 1:],
+    "expanded": lambda x: x[:1].expand(6, -1),
+    "number": lambda x: x[0, 0],
+}
+
+
+@pytest.mark.parametrize(
+    "use", [lambda q: q, torch.t, lambda q: q.reshape(-1)[1:]], ids=["whole", "transposed", "part"]
+)
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_any_view_of_any_layout_is_made_again(layout, use):
+    def gradient():
+        leaf = x.clone().requires_grad_()
+        use(fake_quantize(layout(leaf), torch.tensor(0.3), -4, 3)).square().sum().backward()
+        return leaf.grad
+
+    x = torch.randn(6, 4)
+    expected = gradient()
+    with quantized_again():
+        assert torch.equal(gradient(), expected)
+
+
+def test_what_was_quantized_twice_is_made_again_twice():
+    x = torch.randn(50, requires_grad=True)
+    with Alive() as alive, quantized_again():
+        loss = fake_quantize(fake_quantize(x, torch.tensor(0.1), -8, 7), torch.tensor(0.3), -4, 3).square().sum()
+        assert alive.bytes() < x.nbytes
+    loss.backward()
+    fine = (x.detach() / 0.1).round().clamp(-8, 7) * 0.1
+    torch.testing.assert_close(x.grad, 2 * (fine / 0.3).round().clamp(-4, 3) * 0.3 * ((x > -0.85) & (x < 0.75)))
+
+
+def test_a_second_derivative_is_the_same(x):
+    def second(model):
+        leaf = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad(model(leaf).square().sum(), leaf, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), model.linear.weight)[0]
+
+    model = quantized()
+    assert torch.equal(second(save_memory(copy.deepcopy(model))), second(model))
+
+
+def test_backward_twice_gives_the_same_twice(x):
+    model = save_memory(quantized())
+    loss = model(x).square().sum()
+    loss.backward(retain_graph=True)
+    first = model.linear.weight.grad.clone()
+    loss.backward()
+    assert torch.equal(model.linear.weight.grad, 2 * first)
+
+
+def test_ranges_that_move_before_backward_do_not_matter(x):
+    def accumulated(model):
+        qat.follow_ranges(model)
+        losses = [model(x * factor).square().sum() for factor in (1, 3)]
+        sum(losses).backward()
+        return {name: p.grad for name, p in model.named_parameters()}
+
+    model = quantized()
+    assert_same(accumulated(save_memory(copy.deepcopy(model))), accumulated(model))
+
+
+# Tensors that were changed
+
+
+def test_an_input_that_was_changed_before_backward_is_an_error():
+    leaf = torch.randn(5, requires_grad=True)
+    with quantized_again():
+        x = leaf * 1
+        loss = fake_quantize(x, torch.tensor(0.1), -8, 7).square().sum()
+    x.add_(1)
+    with pytest.raises(
+        RuntimeError, match=r"modified by an inplace operation: torch.FloatTensor \[5\], expected version 0"
+    ):
+        loss.backward()
+
+
+def test_a_result_that_was_changed_is_kept_as_it_is():
+    x = torch.tensor([0.26, -0.1], requires_grad=True)
+    with quantized_again():
+        loss = fake_quantize(x, torch.tensor(0.25), -8, 7).mul_(3).square().sum()
+    loss.backward()
+    assert x.grad.tolist() == [2 * 0.75 * 3, 0.0]
+
+
+# Less memory
+
+
+def deep(layers=4):
+    blocks = [(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU()) for _ in range(layers)]
+    return nn.Sequential(*(layer for block in blocks for layer in block))
+
+
+@pytest.mark.parametrize("recipe", ["int8", "lsq", "affine", "dynamic"])
+def test_convolutions_norms_and_activations_keep_what_the_float_model_keeps(recipe):
+    x = torch.randn(2, 4, 32, 32, requires_grad=True)
+    base = kept(deep().train(), x)
+    model = quantized(recipe, deep(), x.shape)
+    assert 1.3 < kept(model, x) / base < 1.55
+    assert kept(save_memory(model), x) / base < 1.03
+
+
+def test_no_copy_of_a_weight_is_kept():
+    x, model = torch.randn(2, 300, requires_grad=True), nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 300))
+    quantized(model=model, shape=x.shape)
+    assert kept(model, x) > 2 * model[0].weight.nbytes
+    assert kept(save_memory(model), x) < 0.1 * model[0].weight.nbytes
+
+
+def test_nothing_is_kept_once_the_loss_is_gone(x):
+    model = save_memory(quantized())
+    with Alive() as alive:
+        loss = model(x).square().sum()
+        del loss
+    assert alive.bytes() == 0
+
+
+# An ordinary module
+
+
+def is_free():
+    """Whether torch saves tensors as it always does."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+
+
+def test_stopping_gives_everything_back(x):
+    model = quantized()
+    expected = kept(model, x)
+    assert kept(save_memory(model), x) < expected
+    assert kept(stop_saving_memory(model), x) == expected
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+    assert not model._forward_hooks_always_called
+
+
+def test_twice_is_once():
+    model = save_memory(save_memory(nn.Linear(2, 2)))
+    assert (len(model._forward_pre_hooks), len(model._forward_hooks)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"]
+)
+def test_a_copy_saves_memory_too(copied, x):
+    model = save_memory(quantized())
+    assert kept(copied(model), x) == kept(model, x)
+
+
+def test_the_state_dict_is_the_same():
+    model = quantized()
+    assert list(save_memory(copy.deepcopy(model)).state_dict()) == list(model.state_dict())
+
+
+class Failing(nn.Module):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def forward(self, x):
+        if self.error is not None:
+            raise self.error
+        return x
+
+
+def test_an_error_in_forward_ends_it():
+    model = save_memory(Failing(ValueError("in forward")))
+    with pytest.raises(ValueError, match="forward"):
+        model(1)
+    assert is_free()
+
+
+def test_an_interrupted_forward_is_ended_by_the_next():
+    model = save_memory(Failing(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        model(1)
+    model.error = None
+    model(1)
+    assert is_free()
+
+
+def test_an_error_before_it_began_leaves_it_alone():
+    model = save_memory(nn.Linear(2, 2))
+    model.register_forward_pre_hook(lambda *_: 1 / 0, prepend=True)
+    with pytest.raises(ZeroDivisionError):
+        model(torch.ones(1, 2))
+    assert is_free()
+
+
+def test_a_part_may_save_memory_too(x):
+    model = save_memory(quantized())
+    expected, size = gradients(model, x), kept(model, x)
+    save_memory(model.first)
+    assert_same(gradients(model, x), expected)
+    assert kept(model, x) == size
+    assert is_free()
+
+
+def test_what_is_inside_another_ends_alone():
+    x = torch.randn(50, requires_grad=True)
+    with Alive() as alive, quantized_again():
+        with quantized_again():
+            pass
+        loss = fake_quantize(x, torch.tensor(0.3), -4, 3).square().sum()
+        assert alive.bytes() < x.nbytes
+    loss.backward()
+
+
+def test_threads_do_not_meet(x):
+    """One enters while the other is inside, and stays longer."""
+    first, second, sizes = save_memory(quantized()), save_memory(quantized()), []
+    expected = kept(second, x)
+    entered, left = threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: sizes.append(kept(second, x)))
+    second.register_forward_pre_hook(lambda *_: entered.set() or (left.wait(10) and None))
+    first.first.register_forward_pre_hook(lambda *_: thread.start() or (entered.wait(10) and None))
+    first(x)
+    is_free_here = is_free()
+    left.set()
+    thread.join()
+    assert is_free_here
+    assert sizes == [expected]
+
+
+# Beside what else decides about saved tensors
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True], ids=["non-reentrant", "reentrant"])
+def test_checkpoints_inside_the_model_go_on(use_reentrant, x):
+    class Checkpointed(Residual):
+        def forward(self, x):
+            if not torch.is_grad_enabled():
+                return super().forward(x)
+            x = checkpoint(lambda x: self.norm(self.first(x)).relu(), x, use_reentrant=use_reentrant)
+            return self.linear(checkpoint(self.second, x, use_reentrant=use_reentrant).flatten(2).transpose(1, 2))
+
+    model = quantized(model=Checkpointed())
+    saving = save_memory(copy.deepcopy(model))
+    x.requires_grad_()
+    assert kept(saving, x) < kept(model, x)
+    assert_same(gradients(saving, x), gradients(model, x))
+
+
+def test_a_checkpoint_around_the_model_decides(x):
+    model = quantized()
+    run = lambda model: lambda x: checkpoint(model, x, use_reentrant=False)  # noqa: E731
+    expected = kept(run(model), x)
+    assert kept(run(save_memory(model)), x) == expected
+
+
+def test_save_on_cpu_around_the_model_decides(x):
+    model = save_memory(quantized())
+    expected = gradients(quantized(), x)
+    with save_on_cpu():
+        assert_same(gradients(model, x), expected)
+
+
+@pytest.mark.parametrize("recipe", ["int8", "lsq", "lsq+", "pact"])
+def test_a_compiled_model_is_one_graph_that_trains_alike(recipe, x):
+    def steps(model, forward):
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+        for _ in range(3):
+            optimizer.zero_grad()
+            forward(x).square().mean().backward()
+            optimizer.step()
+        return dict(model.named_parameters())
+
+    torch.compiler.reset()
+    model = quantized(recipe, example_inputs=(x,), target="onnxruntime")
+    saving, graphs = save_memory(copy.deepcopy(model)), CompileCounterWithBackend("aot_eager")
+    ours = steps(saving, torch.compile(saving, fullgraph=True, backend=graphs))
+    for name, expected in steps(model, model).items():
+        torch.testing.assert_close(ours[name], expected, msg=name)
+    assert graphs.frame_count == 1
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # dynamo's own
+def test_a_compiled_part_of_the_model_stays_one_graph(x):
+    torch.compiler.reset()
+    model = quantized()
+    expected = gradients(model, x)
+    model.second.compile(fullgraph=True, backend="aot_eager")
+    assert_same(gradients(save_memory(model), x), expected)
+
+
+def test_forward_and_backward_in_one_graph(x, monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "trace_autograd_ops", True)
+    torch.compiler.reset()
+    model = save_memory(quantized("lsq", example_inputs=(x,), target="onnxruntime"))
+
+    def step():
+        loss = model(x).square().mean()
+        loss.backward()
+
+    model.zero_grad()
+    step()
+    expected = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    torch.compile(step, fullgraph=True, backend="aot_eager")()
+    for ours, eager in zip([p.grad for p in model.parameters()], expected, strict=True):
+        torch.testing.assert_close(ours, eager)
