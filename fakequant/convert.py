@@ -19,10 +19,12 @@ from fakequant.errors import InvalidTypeError
 from fakequant.install import install
 from fakequant.layers import type_name_of
 from fakequant.nn import QuantInputMixin, QuantMixin, TensorQuantizer, quantized_class_of, why_unreachable
+from fakequant.nn.modules.folded_layers import unfold
 from fakequant.nn.modules.quant_attention import QuantMultiheadAttention
 from fakequant.nn.modules.quant_module import quantizer_name
 from fakequant.nn.modules.transformer import undo_unfuse, unfuse
 from fakequant.nn.registry import float_class_of, is_given, is_on_request, weighted
+from fakequant.nn.sharding import check_whole
 from fakequant.nn.walk import named_quantizers
 from fakequant.plan import plan
 from fakequant.presets import as_recipe
@@ -53,7 +55,8 @@ def quantize(
         InvalidTypeError: model is no nn.Module; recipe neither str nor Recipe.
         RecipeError: unknown preset, or a rule that matches nothing.
         InvalidValueError: unknown target; a grid that no module can use; with an example, a model that has
-            call sites or ranges already. The model is unchanged after every error.
+            call sites or ranges already; parameters that ``fully_shard`` has split. The model is unchanged after
+            every error.
 
     >>> from fakequant import preset
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 2))
@@ -64,6 +67,7 @@ def quantize(
     """
     if not isinstance(model, nn.Module):
         raise InvalidTypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    check_whole(model)
     if example_inputs is not None:
         return _quantize_placed(model, as_recipe(recipe), example_inputs, target)
     rules = as_recipe(recipe).for_target(target)
@@ -71,32 +75,32 @@ def quantize(
     rules.check_matches({name: type_name_of(m) for name, m in modules.items() if _is_matched(name, m, rules)})
     expected = tuple(weighted())
     layers = []
-    with _undone_on_error(model):
+    with undone_on_error(model):
         for name, module in modules.items():
             is_expected = isinstance(module, expected)
             layer = _convert(name, module, rules, modules.get(name.rpartition(".")[0]) if name else None)
             if layer.is_quantized or is_expected:
                 layers.append(layer)
-        _quantizers_to_device(model)
+        quantizers_to_device(model)
     unfuse(model)
     return ConversionReport(tuple(layers))
 
 
 def _quantize_placed(model: nn.Module, recipe: Recipe, example_inputs: Any, target: str) -> ConversionReport:
     planned = plan(model, example_inputs, target, recipe)
-    with _undone_on_error(model):
+    with undone_on_error(model):
         for module in model.modules():
             if type(module) is QuantMultiheadAttention:
                 _drop_quantizers(module)
         unfuse(model, everywhere=True)
         install(model, planned)
         undo_unfuse(model, everywhere=False)
-        _quantizers_to_device(model)
+        quantizers_to_device(model)
     return planned.report
 
 
 @contextlib.contextmanager
-def _undone_on_error(model: nn.Module) -> Iterator[None]:
+def undone_on_error(model: nn.Module) -> Iterator[None]:
     """Put the class and the attributes of every module back on an error: children, hooks, switches, grids."""
     before = [(module, type(module), dict(vars(module))) for module in model.modules()]
     contents = [(held, held.copy()) for _, _, state in before for held in state.values() if isinstance(held, dict)]
@@ -113,7 +117,7 @@ def _undone_on_error(model: nn.Module) -> Iterator[None]:
         raise
 
 
-def _quantizers_to_device(model: nn.Module) -> None:
+def quantizers_to_device(model: nn.Module) -> None:
     """Move quantizers to where the model works: a pool or an add has nothing of its own that says so."""
     device = next((parameter.device for parameter in model.parameters()), None)
     if device is not None:
@@ -126,11 +130,15 @@ def dequantize(model: nn.Module) -> nn.Module:
 
     Also undoes ``initialize()`` for a model that was built under it.
 
+    Raises:
+        InvalidValueError: parameters that ``fully_shard`` has split. The model is unchanged.
+
     >>> model = nn.Linear(2, 2)
     >>> _ = quantize(model)
     >>> type(dequantize(model)) is nn.Linear
     True
     """
+    check_whole(model)
     for module in list(model.modules()):
         _make_float(module)
     undo_unfuse(model)
@@ -139,6 +147,7 @@ def dequantize(model: nn.Module) -> nn.Module:
 
 def _make_float(module: nn.Module) -> None:
     release(module)
+    unfold(module)
     if vars(module).pop(QUANTIZED_FOR, None):
         module.__class__ = quantized_class_of(type(module)) or type(module)  # the present target may leave it float
     if isinstance(module, QuantInputMixin) and is_given(type(module)):

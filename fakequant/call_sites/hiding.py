@@ -75,7 +75,7 @@ def _resume(module: nn.Module, args: Any, output: Any) -> None:
 
 def hide(module: nn.Module) -> None:
     """Hide the calls inside a module from the owner that calls it."""
-    if any(hook in _HIDING for hook in module._forward_pre_hooks.values()):
+    if is_hidden(module):
         return
     counts_calls = any(isinstance(inside, PerCall) for inside in module.modules())
     before, after = (_enter, _leave) if counts_calls else (_suspend, _resume)
@@ -84,6 +84,11 @@ def hide(module: nn.Module) -> None:
 
 
 _HIDING = frozenset({_enter, _leave, _suspend, _resume})
+
+
+def is_hidden(module: nn.Module) -> bool:
+    """Whether ``hide`` was called for a module."""
+    return any(hook in _HIDING for hook in module._forward_pre_hooks.values())
 
 
 def unhide(module: nn.Module) -> None:

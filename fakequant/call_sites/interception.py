@@ -20,7 +20,7 @@ from torch import nn
 from torch.overrides import _pop_mode, _push_mode
 
 from fakequant.call_sites.containers import CALL_SITES, hiding_base
-from fakequant.call_sites.hiding import unhide
+from fakequant.call_sites.hiding import hide, is_hidden, unhide
 from fakequant.call_sites.running import Frame, Interception, running_interception
 from fakequant.call_sites.sites import CallSite, CallSites
 
@@ -57,6 +57,13 @@ class Intercepted(nn.Module):
         finally:
             running.frames.pop()
 
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Add a child; one that takes the place of a hidden one, as of SyncBatchNorm's conversion, is hidden too."""
+        replaced = self._modules.get(name)
+        super().add_module(name, module)
+        if module is not None and replaced is not None and is_hidden(replaced):
+            hide(module)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle and copy through the original class, which has a name to be found by."""
         reduced = super().__reduce_ex__(protocol)
@@ -91,6 +98,11 @@ def _intercepted(cls: type[nn.Module]) -> type[Intercepted]:
 def is_owner(module: nn.Module) -> bool:
     """Whether a module has call sites."""
     return isinstance(module, Intercepted)
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class of a module, of an owner the one that it had before."""
+    return module.intercepted_class if isinstance(module, Intercepted) else type(module)
 
 
 def intercept(module: nn.Module, sites: CallSites) -> None:

@@ -4,14 +4,18 @@ All of it lives in the Interception of that forward: nested, recursive, concurre
 and interrupted forwards do not meet.
 """
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils.checkpoint import CheckpointFunction
 
 from fakequant.call_sites.containers import CALL_SITES
 from fakequant.call_sites.ops import KIND_OF
+from fakequant.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from fakequant.call_sites.sites import CallSites
@@ -23,6 +27,7 @@ class Frame:
     def __init__(self, owner: nn.Module) -> None:
         self.sites: CallSites = owner._modules[CALL_SITES]  # type: ignore[assignment]
         self.counts: dict[str, int] = {}
+        self.has_gradient = torch.is_grad_enabled()
 
 
 class Interception(TorchFunctionMode):
@@ -54,6 +59,8 @@ class Interception(TorchFunctionMode):
                 frame.counts[kind] = occurrence + 1
                 site = frame.sites.site(kind, occurrence)
                 if site is not None:
+                    if frame.has_gradient and not torch.is_grad_enabled():
+                        _check_runs_once(frame.sites.call_name(kind, occurrence))
                     return site(self, func, args, kwargs)
         return func(*args, **kwargs)
 
@@ -64,3 +71,20 @@ def running_interception() -> Interception | None:
         if isinstance(mode, Interception):
             return mode
     return None
+
+
+def _check_runs_once(call: str) -> None:
+    """Check that a call without gradient, in a forward with it, is not that of a reentrant checkpoint.
+
+    Its second run, in the backward pass, is outside of the owner's forward, and would be float without a word.
+    """
+    if torch.compiler.is_compiling():
+        return
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code is CheckpointFunction.forward.__code__:
+            raise InvalidValueError(
+                f"{call}: expected gradient checkpointing of modules, got a checkpoint with use_reentrant=True "
+                "of a function inside a forward, with a quantized call in it"
+            )

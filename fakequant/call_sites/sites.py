@@ -12,6 +12,7 @@ from fakequant.call_sites.running import Interception, running_interception
 from fakequant.errors import InvalidValueError
 from fakequant.nn import TensorQuantizer
 from fakequant.nn.functional import attention
+from fakequant.nn.modes import is_repeated
 
 
 class CallSite(nn.Module):
@@ -105,8 +106,12 @@ class CallSites(nn.Module):
         name = f"{kind}_{occurrence}"
         found = self._modules.get(name)
         if found is None and occurrence >= self.seen[kind] and not torch.compiler.is_compiling():
-            self._report(name)
+            self._report(name, self.call_name(kind, occurrence))
         return found  # type: ignore[return-value]
+
+    def call_name(self, kind: str, occurrence: int) -> str:
+        """Return the full name of a call."""
+        return f"{self.owner}.{kind}_{occurrence}".lstrip(".")
 
     @property
     def is_idle(self) -> bool:
@@ -115,11 +120,10 @@ class CallSites(nn.Module):
             return False
         return not any(quantizer.is_active for site in self._modules.values() for quantizer in site.in_use)  # type: ignore[union-attr]
 
-    def _report(self, name: str) -> None:
+    def _report(self, name: str, call: str) -> None:
         if name in self.reported:
             return
         self.reported.add(name)
-        call = f"{self.owner}.{name}".lstrip(".")
         warnings.warn(
             f"call {call} was not made in the example forward and stays float. "
             "Quantize with an example that takes this way, if it matters",
@@ -157,14 +161,10 @@ class PerCall(nn.Module):
         Raises:
             InvalidValueError: a second forward in the backward pass, which does not tell which call it repeats.
         """
-        if (running is None or not running.counts_calls) and _in_backward():
+        if (running is None or not running.counts_calls) and is_repeated():
             raise InvalidValueError(
                 f"{self.slot}: expected gradient checkpointing of the whole model or of modules that it calls once, "
                 f"got a checkpoint of a module with a quantizer for each of its {len(self._modules)} calls"
             )
         number = 0 if running is None else running.next_call(self.slot)
         return self._modules[str(min(number, len(self._modules) - 1))]  # type: ignore[return-value]
-
-
-def _in_backward() -> bool:
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

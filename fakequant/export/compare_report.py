@@ -5,6 +5,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from fakequant.shortened import shortened
+
 OUTPUT_SQNR_DB = 50.0
 """Tolerance of an output of the graph, which has no grid: rounding a full-range signal to 8 bits leaves
 6.02 * 8 + 1.76 dB; what is closer than that is less than one quantizer more would do."""
@@ -136,7 +138,7 @@ def _table(report: CompareReport) -> list[str]:
                 _or_dash(layer.accumulated_steps, "d"),
                 f"{layer.accumulated_sqnr_db:.1f}",
                 " ".join(numbers.get(source, source) for source in layer.sources),
-                _shortened(layer.modules),
+                shortened(layer.modules, _NAMES_SHOWN),
             )
         )
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -151,11 +153,6 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
         f"{cell:<{width}}" if column in _LEFT else f"{cell:>{width}}"
         for column, (cell, width) in enumerate(zip(row, widths, strict=True))
     ]
-
-
-def _shortened(names: Sequence[str]) -> str:
-    more = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _or_dash(number: float | None, form: str) -> str:

@@ -14,7 +14,7 @@ from fakequant.onnx_ops import channel_axis
 
 def check_not_calibrating(model: nn.Module) -> None:
     """Raise ExportError if a quantizer still collects statistics."""
-    if collecting := [name for name, q in named_quantizers(model) if q._if_calib and not q._disabled]:
+    if collecting := [name for name, q in named_quantizers(model) if q.is_collecting]:
         raise ExportError(
             f"expected no quantizer to collect statistics: call disable_calib() on {', '.join(collecting)}"
         )

@@ -15,6 +15,7 @@ from torch import nn
 from fakequant.errors import ExportError, InvalidTypeError, InvalidValueError
 from fakequant.export.export_report import ExportReport, describe
 from fakequant.export.exportable import check_not_calibrating, check_opset, check_quantizers, check_weights
+from fakequant.export.folded_weights import folded_weights
 from fakequant.export.graph import DOMAIN, TARGET_KEY
 from fakequant.export.rules.drop_metadata import DropMetadata
 from fakequant.export.rules.expand_quantizers import ExpandQuantizers
@@ -30,6 +31,7 @@ from fakequant.export.targets.accepts import check_accepted, opset_needed
 from fakequant.export.trace import trace
 from fakequant.export.weights_on_grids import weights_on_grids
 from fakequant.export.write import write
+from fakequant.nn.sharding import check_whole
 from fakequant.nn.walk import named_quantizers
 from fakequant.retarget import targeted
 
@@ -101,11 +103,12 @@ def export_onnx(
     """
     chosen, file = target_named(target), Path(path)
     _check_arguments(model, args, weights, opset)
-    with targeted(model, target):
+    with targeted(model, target), folded_weights(model):
         quantizers = {name: quantizer for name, quantizer in named_quantizers(model) if quantizer.is_enabled}
         needed = (opset_needed(quantizer.descriptor) for quantizer in quantizers.values())
         version = opset or max([chosen.default_opset, *needed])
         floats = float_rewrites(float_dtype, target, version)
+        check_whole(model)
         check_not_calibrating(model)
         check_quantizers(quantizers)
         check_weights(model)

@@ -24,7 +24,8 @@ def integer_state(model: nn.Module, example_inputs: Any = None) -> IntegerState:
     (``lstm.weight_ih_l0.i``; LSTM: i f g o, GRU: r z n); the weight of a functional call that of the call
     (``attention.linear_0.weight``). A bias is int32 with the scale of the input times that of the weight,
     where both are known; otherwise it stays float and is named in ``left_out``. These are the layer's own
-    parameters: ``export_onnx`` folds a BatchNorm behind it into scales and bias, and its sign into codes.
+    parameters: ``export_onnx`` folds a BatchNorm behind it into scales and bias, and its sign into codes. With one
+    that ``qat.fold_batchnorm`` folded they are those of eval mode, as in the file.
 
     Args:
         model: quantized and calibrated.

@@ -11,7 +11,8 @@ from fakequant.call_sites import CallSite, Role, call_sites
 from fakequant.call_sites.ops import op_named, operands
 from fakequant.nn import QuantMixin, TensorQuantizer
 from fakequant.nn.modes import evaluating
-from fakequant.nn.modules.quant_module import quantizer_name
+from fakequant.nn.modules.quant_module import QuantProduct, quantizer_name
+from fakequant.nn.walk import Weight
 
 _GATES = {nn.LSTM: "ifgo", nn.LSTMCell: "ifgo", nn.GRU: "rzn", nn.GRUCell: "rzn"}
 """The gates whose rows torch stacks in one weight, in its order."""
@@ -67,7 +68,7 @@ def products_of_modules(model: nn.Module) -> Iterator[Product]:
                 yield Product(
                     f"{path}.{name}".lstrip("."),
                     quantizer,
-                    getattr(module, name).detach(),
+                    Weight(module, name).tensor.detach(),
                     axis if isinstance(axis, int) else None,
                     _input_quantizer(module, name),
                     _bias_of_module(module, name),
@@ -85,6 +86,8 @@ def _bias_of_module(module: QuantMixin, weight: str) -> Tensor | None:
     if isinstance(module, nn.MultiheadAttention):
         stacked = module.in_proj_bias
         return None if stacked is None else stacked.chunk(3)[module.weight_names.index(weight)]
+    if isinstance(module, QuantProduct):
+        return module.bias_in_eval()
     found = getattr(module, weight.replace("weight", "bias"), None) if "weight" in weight else None
     return found if isinstance(found, Tensor) else None
 

@@ -1,4 +1,4 @@
-"""Running a model without changing it."""
+"""How a model runs: without being changed, or once more for gradient checkpointing."""
 
 import contextlib
 from collections.abc import Iterator
@@ -18,3 +18,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in training.items():
             module.training = mode
+
+
+def is_repeated() -> bool:
+    """Whether this forward runs in a backward pass, where gradient checkpointing repeats it."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

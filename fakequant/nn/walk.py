@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from fakequant.errors import InvalidValueError
+from fakequant.nn.modules.folded_layers import FoldedLayer
 from fakequant.nn.modules.quant_module import QuantMixin
 from fakequant.nn.modules.tensor_quantizer import TensorQuantizer
 
@@ -22,7 +24,9 @@ class Weight(NamedTuple):
 
     @property
     def tensor(self) -> Tensor:
-        """The parameter as it is now."""
+        """What its quantizer is given now: the parameter, or what a folded batch norm makes of it."""
+        if isinstance(self.module, FoldedLayer):
+            return self.module.folded_weight()
         found: Tensor = getattr(self.module, self.name)
         return found
 
@@ -32,6 +36,16 @@ def named_quantizers(model: nn.Module) -> Iterator[tuple[str, TensorQuantizer]]:
     for name, module in model.named_modules():
         if isinstance(module, TensorQuantizer):
             yield name, module
+
+
+def check_is_quantized(model: nn.Module) -> None:
+    """Check that a model has quantizers.
+
+    Raises:
+        InvalidValueError: it has none.
+    """
+    if next(named_quantizers(model), None) is None:
+        raise InvalidValueError(f"model: expected a quantized model, got no quantizer in {type(model).__name__}")
 
 
 def weights_of_quantizers(model: nn.Module) -> dict[TensorQuantizer, Weight]:

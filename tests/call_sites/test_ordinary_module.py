@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load, save
 from torch import nn
 
 import fakequant as fq
 from fakequant.call_sites import call_sites
+from fakequant.nn import TensorQuantizer
 from fakequant.nn.walk import named_quantizers
 
 
@@ -89,9 +91,20 @@ def test_a_pickle_opens_in_a_process_that_never_quantized(net, batch, tmp_path, 
 
 def test_state_dict_is_torchs_and_a_range_a_quantizer(net, models):
     added = set(net.state_dict()) - set(models.net().state_dict())
-    # One that is shared is in the state once for every place where it stands.
-    assert all(name.endswith("._amax") for name in added)
-    assert {f"{name}._amax" for name, _ in named_quantizers(net)} <= added
+    assert added == {f"{name}._amax" for name, _ in named_quantizers(net)}
+
+
+def test_a_shared_range_is_in_the_state_once_so_that_safetensors_takes_it(net):
+    names = [name for name, m in net.named_modules(remove_duplicate=False) if isinstance(m, TensorQuantizer)]
+    state = net.state_dict()
+    assert len(names) > sum(name.endswith("._amax") for name in state)
+    assert load(save(state)).keys() == state.keys()
+
+
+def test_a_state_with_a_shared_range_under_every_name_loads(net, models):
+    names = [name for name, m in net.named_modules(remove_duplicate=False) if isinstance(m, TensorQuantizer)]
+    state = net.state_dict() | {f"{name}._amax": net.get_submodule(name).amax for name in names}
+    net.load_state_dict(state, strict=True)
 
 
 def test_a_float_state_dict_loads_strictly_and_leaves_the_ranges(net, models):

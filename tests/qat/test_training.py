@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fakequant
@@ -175,40 +174,3 @@ def test_checkpoint_in_the_middle_continues_exactly(model, data, build):
     resumed = build()
     resumed.load_state_dict(copy.deepcopy(model.state_dict()), strict=True)
     assert train(resumed, data, steps=3) == train(model, data, steps=3)
-
-
-def test_autocast_trains(model, data):
-    step = OPTIMIZERS["sgd"](model.parameters())
-    losses = []
-    for _ in range(20):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = F.cross_entropy(model(data[0]), data[1])
-        step.zero_grad()
-        loss.backward()
-        step.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0]
-
-
-def test_bfloat16_model_trains(model, data):
-    losses = train(model.to(torch.bfloat16), (data[0].to(torch.bfloat16), data[1]))
-    assert losses[-1] < 0.7 * losses[0]
-
-
-@pytest.fixture
-def process_group(tmp_path):
-    torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
-def test_distributed_data_parallel_gives_the_same(model, data, process_group):
-    alone = copy.deepcopy(model)
-    parallel = DistributedDataParallel(model)
-    assert train(parallel, data, steps=3) == train(alone, data, steps=3)
-
-
-def test_distributed_data_parallel_takes_an_uncalibrated_model(data, process_group):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
-    fakequant.quantize(model)
-    assert train(DistributedDataParallel(model), data, steps=2)

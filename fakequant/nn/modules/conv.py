@@ -8,17 +8,16 @@ from fakequant.descriptor import (
     QUANT_DESC_8BIT_CONV2D_WEIGHT_PER_CHANNEL,
     QUANT_DESC_8BIT_CONV3D_WEIGHT_PER_CHANNEL,
 )
-from fakequant.nn.modules.quant_module import QuantMixin
+from fakequant.nn.modules.quant_module import QuantProduct
 from fakequant.nn.registry import register
 
 
-class _QuantConv(QuantMixin, _ConvNd):
+class _QuantConv(QuantProduct, _ConvNd):
     """What the three dimensions share: torch's own convolution of quantized arguments."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve as torch does, every padding mode included."""
-        x, weight = self._input_quantizer(input), self._weight_quantizer(self.weight)
-        return self._conv_forward(x, weight, self.bias)
+        return self._conv_forward(self._input_quantizer(input), *self.weight_and_bias())
 
 
 @register(nn.Conv1d)

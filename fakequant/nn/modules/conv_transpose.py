@@ -16,11 +16,11 @@ from fakequant.descriptor import (
     QUANT_DESC_8BIT_CONVTRANSPOSE3D_WEIGHT_PER_CHANNEL,
 )
 from fakequant.errors import InvalidValueError
-from fakequant.nn.modules.quant_module import QuantMixin
+from fakequant.nn.modules.quant_module import QuantProduct
 from fakequant.nn.registry import register
 
 
-class _QuantConvTranspose(QuantMixin, _ConvTransposeNd):
+class _QuantConvTranspose(QuantProduct, _ConvTransposeNd):
     """What the three dimensions share: torch's own forward with quantized arguments."""
 
     _function: Callable[..., Tensor]
@@ -41,8 +41,7 @@ class _QuantConvTranspose(QuantMixin, _ConvTransposeNd):
         )
         return type(self)._function(
             self._input_quantizer(input),
-            self._weight_quantizer(self.weight),
-            self.bias,
+            *self.weight_and_bias(),
             self.stride,
             self.padding,
             output_padding,

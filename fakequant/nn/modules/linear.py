@@ -5,18 +5,18 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from fakequant.descriptor import QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW
-from fakequant.nn.modules.quant_module import QuantMixin
+from fakequant.nn.modules.quant_module import QuantProduct
 from fakequant.nn.registry import register
 
 
-class _QuantLinear(QuantMixin, nn.Linear):
+class _QuantLinear(QuantProduct, nn.Linear):
     """What the two classes share: torch's own product of quantized arguments."""
 
     default_quant_desc_weight = QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW
 
     def forward(self, input: Tensor) -> Tensor:
         """Return ``input @ weight.T + bias``."""
-        return F.linear(self._input_quantizer(input), self._weight_quantizer(self.weight), self.bias)
+        return F.linear(self._input_quantizer(input), *self.weight_and_bias())
 
 
 @register(nn.Linear)

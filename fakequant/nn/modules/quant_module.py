@@ -172,3 +172,18 @@ class QuantMixin(QuantInputMixin):
         """Yield (name of the parameter, its quantizer)."""
         for name in self.weight_names:
             yield name, self._modules[quantizer_name(name)]  # type: ignore[misc]
+
+
+class QuantProduct(QuantMixin):
+    """A layer that multiplies its input with one weight and adds a bias."""
+
+    bias: Any  # Tensor | None; torch declares it in more than one way
+
+    def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
+        """Return what it multiplies with and what it adds."""
+        return self._weight_quantizer(self.weight), self.bias
+
+    def bias_in_eval(self) -> Tensor | None:
+        """Return what it adds in eval mode: its bias."""
+        found: Tensor | None = self.bias
+        return found

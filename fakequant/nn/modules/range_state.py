@@ -4,6 +4,9 @@ The buffer ``_amax`` is there from construction. While no range is known it has 
 elements (shape ``(0,)``), so "calibrated" is a property of its shape: it survives
 state_dict, deepcopy, pickle, ``.to()``, and reading it costs no device synchronization.
 ``_amin`` is the same, and there only where the grid has a zero point.
+
+A learned range is Parameters. One of a single number has shape ``(1,)``: torch's ``fully_shard``
+takes no Parameter without dimensions. Whoever reads it for arithmetic gets it 0-d.
 """
 
 from collections.abc import Callable
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 
 from fakequant import arithmetic
 from fakequant.errors import InvalidValueError
+from fakequant.nn.sharding import is_sharded
 
 AMAX, AMIN = "_amax", "_amin"
 
@@ -27,6 +31,8 @@ class RangeState(nn.Module):
     """
 
     _amax: Tensor
+    _learning: list[bool]
+    """While learning is paused, which of the learned ends were."""
 
     def __init__(self, *, affine: bool = False, learned: bool = False) -> None:
         super().__init__()
@@ -48,6 +54,8 @@ class RangeState(nn.Module):
     def amax(self) -> Tensor | None:
         """The range, float32: 0-d, or with the kept axes' sizes and 1 elsewhere. None while unknown.
 
+        A learned one is the Parameter itself, of shape (1,) in place of 0-d.
+
         Assigning checks that it is finite and not negative; None forgets it. A shape
         other than that of the present amax is an error: forget that one first. The
         lower end of an affine grid becomes -amax; see ``set_range``.
@@ -57,6 +65,7 @@ class RangeState(nn.Module):
     @amax.setter
     def amax(self, value: object) -> None:
         if value is None:
+            self._check_whole()
             for key in self.range_keys:
                 self._replace(key, torch.empty(0, dtype=torch.float32, device=self._amax.device))
             return
@@ -71,16 +80,33 @@ class RangeState(nn.Module):
     @property
     def ends(self) -> tuple[Tensor | None, Tensor | None]:
         """(amax, amin) without gradient and with their signs: an optimizer may have turned those of learned ones."""
-        amax, amin = self.amax, self.amin
-        return None if amax is None else amax.detach().abs(), None if amin is None else -amin.detach().abs()
+        if not self.is_calibrated:
+            return None, None
+        amax, amin = self._kept()
+        return amax.detach().abs(), None if amin is None else -amin.detach().abs()
+
+    def _kept(self) -> tuple[Tensor, Tensor | None]:
+        """Return amax and amin as they are kept, but a learned number 0-d."""
+        self._check_whole()
+        kept = [getattr(self, key) for key in self.range_keys]
+        if self._amax.dtype != torch.float32:
+            raise InvalidValueError(
+                f"amax: expected a learned range in float32, got {self._amax.dtype}. FSDP's mixed precision casts "
+                "Parameters: shard the quantizers that learn as a group of their own, before the layers around them: "
+                "fully_shard(quantizers, mp_policy=MixedPrecisionPolicy())"
+            )
+        amax, *amin = [_number(value) if isinstance(value, nn.Parameter) else value for value in kept]
+        return amax, amin[0] if amin else None
 
     def set_range(self, amax: object, amin: object = None) -> None:
         """Set both ends of the range; amin for an affine grid only.
 
         Raises:
             InvalidTypeError: an end that is no number or tensor.
-            InvalidValueError: an end of the wrong sign, not finite, or of another shape than the present one.
+            InvalidValueError: an end of the wrong sign, not finite, or of another shape than the present one; a
+                learned range that ``fully_shard`` has split.
         """
+        self._check_whole()
         if (amin is None) != (AMIN not in self.range_keys):
             expected = "None on a symmetric grid" if AMIN not in self.range_keys else "the lower end of an affine grid"
             raise InvalidValueError(f"amin: expected {expected}, got {amin!r}")
@@ -89,6 +115,7 @@ class RangeState(nn.Module):
             new[AMIN] = arithmetic.check_amin(amin)
             if new[AMIN].shape != new[AMAX].shape:
                 raise InvalidValueError(f"amin: expected shape {tuple(new[AMAX].shape)}, got {tuple(new[AMIN].shape)}")
+        new = {key: self._as_kept(key, value) for key, value in new.items()}
         for key, value in new.items():
             present = getattr(self, key)
             if present.numel() > 0 and value.shape != present.shape:
@@ -118,6 +145,30 @@ class RangeState(nn.Module):
                     new = new.reshape(present.shape)
                     present.lerp_(new.where(new.isfinite(), present), momentum)
 
+    def _check_whole(self) -> None:
+        if is_sharded(self._amax):
+            raise InvalidValueError(
+                "amax: expected a learned range as a whole, got one that fully_shard has split over processes. Set "
+                "ranges before, and read them from the full state_dict (torch.distributed.checkpoint.state_dict)"
+            )
+
+    def _pause_learning(self, paused: bool) -> None:
+        """Take the gradient from a learned range, or give back what it had.
+
+        DistributedDataParallel waits for the gradient of every Parameter that requires one, used or not.
+        """
+        learned = [value for key in self.range_keys if isinstance(value := getattr(self, key), nn.Parameter)]
+        if paused:
+            self._learning = [value.requires_grad for value in learned]
+        for value, was_learning in zip(learned, self._learning, strict=True):
+            value.requires_grad_(was_learning and not paused)
+
+    def _as_kept(self, key: str, value: Tensor) -> Tensor:
+        """Return an end in the shape in which it is kept: a number is a buffer 0-d, or a Parameter of shape (1,)."""
+        if not isinstance(getattr(self, key), nn.Parameter):
+            return _number(value)
+        return value.reshape(1) if value.ndim == 0 else value
+
     def _replace(self, key: str, value: Tensor) -> None:
         present = getattr(self, key)
         if isinstance(present, nn.Parameter):
@@ -134,6 +185,12 @@ class RangeState(nn.Module):
             if getattr(self, key).dtype != torch.float32:
                 self._replace(key, value.to(getattr(self, key).device))
         return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Save a range that layers share under its first name only: safetensors takes no tensor under several."""
+        memory = self._amax.untyped_storage()._cdata
+        if not any(k.endswith(AMAX) and v.untyped_storage()._cdata == memory for k, v in destination.items()):
+            super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
         self,
@@ -154,8 +211,10 @@ class RangeState(nn.Module):
                 return
         for key, value in stored.items():
             present = getattr(self, key)
-            if isinstance(value, Tensor) and value.shape != present.shape:
-                self._replace(key, present.detach().new_empty(value.shape))
+            if isinstance(value, Tensor):
+                state_dict[prefix + key] = kept = self._as_kept(key, value)
+                if kept.shape != present.shape:
+                    self._replace(key, present.detach().new_empty(kept.shape))
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -173,9 +232,16 @@ class RangeState(nn.Module):
     def _short_range(self) -> str:
         if not self.is_calibrated:
             return "dynamic"
+        if is_sharded(self._amax):
+            return "sharded"
         if self._amax.is_meta:
             return "meta"
         ends = [end for end in reversed(self.ends) if end is not None]
         if self._amax.numel() == 1:
             return " to ".join(f"{end.item():.4f}" for end in ends)
         return f"[{ends[0].min().item():.4f}, {ends[-1].max().item():.4f}]({self._amax.numel()})"
+
+
+def _number(tensor: Tensor) -> Tensor:
+    """Return a tensor of shape (1,) without dimensions, any other as it is."""
+    return tensor.reshape(()) if tensor.shape == (1,) else tensor

@@ -8,12 +8,13 @@ class Switches:
     _if_quant: bool
     _if_calib: bool
 
+    stands_by: bool
+    """Whether only other targets than the present one use it."""
+
     def _init_switches(self, disabled: bool, if_quant: bool, if_calib: bool) -> None:
         self._disabled = disabled
         self._if_quant = if_quant
         self._if_calib = if_calib
-        self.stands_by = False
-        """Whether only other targets than the present one use it."""
 
     @property
     def is_enabled(self) -> bool:
@@ -23,7 +24,12 @@ class Switches:
     @property
     def is_active(self) -> bool:
         """Whether a call quantizes or collects statistics."""
-        return not self._disabled and not self.stands_by and (self._if_quant or self._if_calib)
+        return self.is_enabled or self.is_collecting
+
+    @property
+    def is_collecting(self) -> bool:
+        """Whether a call collects statistics."""
+        return self._if_calib and not self._disabled and not self.stands_by
 
     def disable(self) -> None:
         """Become the identity: neither quantize nor collect."""

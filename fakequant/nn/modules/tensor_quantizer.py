@@ -11,6 +11,7 @@ from fakequant.descriptor import QuantDescriptor
 from fakequant.descriptor_fields import UNIFORM
 from fakequant.errors import CalibrationError, ExportError, InvalidTypeError, InvalidValueError
 from fakequant.fake_quantize import fake_quantize_learned, fake_quantize_on
+from fakequant.nn.modes import is_repeated
 from fakequant.nn.modules.grid_view import GridView
 from fakequant.nn.modules.range_state import RangeState
 from fakequant.nn.modules.switches import Switches
@@ -54,6 +55,7 @@ class TensorQuantizer(Switches, GridView, RangeState):
         if not isinstance(quant_desc, QuantDescriptor):
             raise InvalidTypeError(f"quant_desc: expected a QuantDescriptor, got {quant_desc!r}")
         super().__init__(affine=quant_desc.affine, learned=bool(quant_desc.learn_amax))
+        self._stands_by = False
         self._init_switches(disabled, if_quant, if_calib)
         self._init_grid(quant_desc)
         self._dynamic_scale: Tensor | None = None
@@ -70,6 +72,24 @@ class TensorQuantizer(Switches, GridView, RangeState):
         if descriptor.amax is not None and descriptor.amax != (None if before is None else before.amax):
             self.amax = None
             self.amax = descriptor.amax
+
+    @property
+    def stands_by(self) -> bool:
+        """Whether only other targets than the present one use it. Its range then is not trained, learned or not."""
+        return self._stands_by
+
+    @stands_by.setter
+    def stands_by(self, stands_by: bool) -> None:
+        if stands_by != self._stands_by:
+            self._stands_by = stands_by
+            self._pause_learning(stands_by)
+
+    @property
+    def frozen_ends(self) -> list[str]:
+        """Names of the ends of a learned range that are not trained, also where it is used."""
+        learned = dict(self.named_parameters(recurse=False))
+        learning = self._learning if self.stands_by else [end.requires_grad for end in learned.values()]
+        return [key for key, is_learning in zip(learned, learning, strict=True) if not is_learning]
 
     # The scale.
 
@@ -91,7 +111,7 @@ class TensorQuantizer(Switches, GridView, RangeState):
     def _grid_parameters(self) -> arithmetic.GridParameters | None:
         if not self.is_calibrated:
             return None
-        return arithmetic.grid_parameters(self._descriptor, *self._ends(self._amax, self.amin))
+        return arithmetic.grid_parameters(self._descriptor, *self._ends(*self._kept()))
 
     @property
     def step_size(self) -> Tensor | None:
@@ -146,7 +166,8 @@ class TensorQuantizer(Switches, GridView, RangeState):
         """
         if self._disabled or self.stands_by:
             return inputs
-        if self.momentum is not None and self.training and self.is_to_calibrate and inputs.numel():
+        can_follow = self.training and self.is_to_calibrate and inputs.numel()
+        if self.momentum is not None and can_follow and not is_repeated():
             self.follow_range(*arithmetic.range_of(self._descriptor, inputs), self.momentum)
         if self._if_calib:
             self._calibrator.collect(inputs)
@@ -195,7 +216,7 @@ class TensorQuantizer(Switches, GridView, RangeState):
 
     def _fitted(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return (amax, amin) as they are kept, of a shape that fits inputs."""
-        amax, amin = self._amax, self.amin
+        amax, amin = self._kept()
         shape = arithmetic.range_shape(self._descriptor, inputs.shape)
         if amax.shape in (shape, ()):
             return amax, amin

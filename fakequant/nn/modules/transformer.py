@@ -9,6 +9,7 @@ float model, bit for bit.
 
 from torch import nn
 
+from fakequant.nn.forms import register_forms
 from fakequant.nn.modules.attention import UnfusedMultiheadAttention, has_only_idle_quantizers
 from fakequant.nn.modules.quant_attention import QuantMultiheadAttention
 from fakequant.nn.modules.tensor_quantizer import TensorQuantizer
@@ -51,6 +52,8 @@ _PLACED = {**_UNFUSED, QuantMultiheadAttention: UnfusedMultiheadAttention}
 """What becomes what where quantizers go to the calls inside."""
 
 _FUSED = {unfused: fused for fused, unfused in _UNFUSED.items()}
+
+register_forms(_UNFUSED)
 
 
 def unfuse(model: nn.Module, *, everywhere: bool = False) -> None:
