@@ -10,9 +10,11 @@ from fakequant import calib, nn, quant_modules, tensor_quant
 from fakequant.amax_file import load_amax, save_amax
 from fakequant.calibration import Calibration, calibrate
 from fakequant.call_sites import register_op
+from fakequant.checkpoint import load_quantized, manifest_of, quantize_like, save_quantized
 from fakequant.conversion_report import ConversionReport, EdgeReport, LayerReport
 from fakequant.convert import dequantize, quantize
 from fakequant.descriptor import QuantDescriptor
+from fakequant.distributed import Processes
 from fakequant.errors import (
     CalibrationError,
     CheckpointError,
@@ -62,6 +64,7 @@ __all__ = [
     "LayerReport",
     "MissingDependencyError",
     "Plan",
+    "Processes",
     "QuantDescriptor",
     "Recipe",
     "RecipeError",
@@ -83,7 +86,9 @@ __all__ = [
     "inspect_onnx",
     "integer_state",
     "load_amax",
+    "load_quantized",
     "load_recipe",
+    "manifest_of",
     "nn",
     "parse_recipe",
     "patched_torch_nn",
@@ -94,9 +99,11 @@ __all__ = [
     "quant_summary",
     "quantize",
     "quantize_gradients",
+    "quantize_like",
     "register_op",
     "retarget",
     "save_amax",
+    "save_quantized",
     "tensor_quant",
     "unfreeze_batchnorm",
     "validate_onnx",

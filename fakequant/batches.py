@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fakequant.errors import InvalidTypeError
 
@@ -29,3 +29,16 @@ def model_arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     raise InvalidTypeError(
         f"batch: expected a tensor, an (input, target) pair or a dict of keyword arguments, got {type(batch).__name__}"
     )
+
+
+def feed(model: nn.Module, batch: Any) -> Any:
+    """Run a model on a batch.
+
+    Raises:
+        InvalidTypeError: a batch that needs a ``forward`` of the user's.
+    """
+    try:
+        args, kwargs = model_arguments(batch)
+    except InvalidTypeError as error:
+        raise InvalidTypeError(f"{error}. Pass forward=lambda model, batch: ...") from None
+    return model(*args, **kwargs)

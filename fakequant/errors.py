@@ -8,6 +8,7 @@
     ├── RecipeError (ValueError)              a rule that matches nothing, an unknown recipe
     ├── CalibrationError (RuntimeError)       a quantizer without data, without a call, with NaN or Inf
     ├── CheckpointError (RuntimeError)        an amax file that does not fit the model
+    ├── TrainingError (RuntimeError)          a training that is set up wrongly, or goes wrong
     ├── ExportError (RuntimeError)            a model that cannot become a Q/DQ file; nothing was written
     ├── ValidationError (RuntimeError)        a file that cannot be read, run or compared
     └── MissingDependencyError (ImportError)  an extra that is not installed; the message has the command
@@ -39,6 +40,10 @@ class CalibrationError(FakeQuantError, RuntimeError):
 
 class CheckpointError(FakeQuantError, RuntimeError):
     """A file of ranges that does not fit the model."""
+
+
+class TrainingError(FakeQuantError, RuntimeError):
+    """A training that is set up wrongly, or goes wrong; names each layer concerned."""
 
 
 class ExportError(FakeQuantError, RuntimeError):

@@ -29,7 +29,7 @@ def start_lsq_plus(model: nn.Module) -> None:
     >>> start_lsq_plus(layer)
     >>> layer.weight_quantizer.amax
     Parameter containing:
-    tensor(0.5000, requires_grad=True)
+    tensor([0.5000], requires_grad=True)
     """
     learned = [(q, w) for q, w in weights_of_quantizers(model).items() if q.descriptor.learn_amax == "lsq"]
     if not learned:

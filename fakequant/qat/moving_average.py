@@ -8,16 +8,22 @@ from torch import nn
 
 from fakequant.arithmetic import range_of
 from fakequant.errors import InvalidValueError
+from fakequant.nn.sharding import whole
 from fakequant.nn.walk import named_quantizers, weights_of_quantizers
 
 
 def follow_ranges(model: nn.Module, momentum: float = 0.01) -> None:
     """Let the range of every activation follow the data from now on, in training mode only.
 
-    A quantizer without a range takes that of its first batch. Learned and fixed ranges stay as they are, and so do
-    those of weights; a weight without a range has that of its own values, until ``freeze_ranges`` keeps it. A
-    checkpoint holds the ranges and not that they follow: call this again after a resume. Quantizers that only
-    another target uses are not called, and keep what they were calibrated to.
+    A quantizer without a range takes that of its first batch, which must run before ``torch.compile``. Learned and
+    fixed ranges stay as they are, and so do those of weights; a weight without a range has that of its own values,
+    until ``freeze_ranges`` keeps it. A checkpoint holds the ranges and not that they follow: ``Phases`` knows, or
+    call this again after a resume. Quantizers that only another target uses are not called, and keep what they were
+    calibrated to.
+
+    In a distributed training each process sees its own data. DistributedDataParallel gives all of them the ranges
+    of the first process at each step, which is as good where data is shuffled. FSDP, or
+    ``broadcast_buffers=False``, does not: call ``average_ranges`` before ``freeze_ranges``.
 
     Args:
         model: quantized.
@@ -57,4 +63,4 @@ def freeze_ranges(model: nn.Module) -> None:
         quantizer.momentum = None
     for quantizer, weight in weights_of_quantizers(model).items() if following else ():
         if quantizer.is_to_calibrate and not (quantizer.is_calibrated or quantizer.descriptor.learn_amax):
-            quantizer.set_range(*range_of(quantizer.descriptor, weight.tensor))
+            quantizer.set_range(*range_of(quantizer.descriptor, whole(weight.tensor)))

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fakequant.demo.quickstart import Block
+
 
 class _BinaryBlock(nn.Module):
     """Batch norm, hard tanh, convolution, as XNOR-Net orders them (arXiv:1603.05279, section 3.2), and a shortcut."""
@@ -39,3 +41,15 @@ class Perceptron(nn.Sequential):
     def __init__(self, inputs: int, hidden: int, classes: int) -> None:
         layers = nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
         super().__init__(*layers, nn.Linear(hidden, classes))
+
+
+class NarrowNet(nn.Sequential):
+    """A residual network of few channels, which few bits cost more than a wide one, [N, 1, 8, 8] to [N, 10]."""
+
+    def __init__(self, channels: int = 6) -> None:
+        def layer(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+            conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+            return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
+
+        blocks = layer(1, channels, 1), Block(channels), layer(channels, 2 * channels, 2), Block(2 * channels)
+        super().__init__(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * channels, 10))

@@ -30,13 +30,8 @@ class Task:
 
     def splits(self) -> list[Splits]:
         """Return ((training inputs, labels), (test inputs, labels)) of each cut, both ways round."""
-        inputs, labels = self.load()
-        found = []
-        for seed in range(self.shuffles):
-            order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-            one, other = ((inputs[half], labels[half]) for half in order.chunk(2))
-            found += [(one, other), (other, one)]
-        return found
+        data = self.load()
+        return [split for seed in range(self.shuffles) for split in halves(data, seed)]
 
     @functools.cache  # noqa: B019 - tasks live as long as the process
     def trained(self) -> list[nn.Module]:
@@ -50,7 +45,15 @@ class Task:
         return models
 
 
-def _digits() -> Split:
+def halves(data: Split, seed: int) -> list[Splits]:
+    """Return a random half for training and the other one for the test, and the same the other way round."""
+    inputs, labels = data
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    one, other = ((inputs[half], labels[half]) for half in order.chunk(2))
+    return [(one, other), (other, one)]
+
+
+def digits() -> Split:
     """1797 images of 8x8 handwritten digits."""
     data = datasets.load_digits()
     return torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(data.target)
@@ -58,7 +61,7 @@ def _digits() -> Split:
 
 def _pixels() -> Split:
     """The digits as rows of 64 numbers."""
-    images, labels = _digits()
+    images, labels = digits()
     return images.flatten(1), labels
 
 
@@ -69,7 +72,7 @@ def _tumours() -> Split:
     return (inputs - inputs.mean(0)) / inputs.std(0), torch.tensor(data.target)
 
 
-DIGITS = Task(DigitNet, _digits, shuffles=1, epochs=15)
-SIGNS = Task(SignNet, _digits, shuffles=1, epochs=15)
+DIGITS = Task(DigitNet, digits, shuffles=1, epochs=15)
+SIGNS = Task(SignNet, digits, shuffles=1, epochs=15)
 PIXELS = Task(functools.partial(Perceptron, 64, 256, 10), _pixels, shuffles=1, epochs=15)
 TUMOURS = Task(functools.partial(Perceptron, 30, 64, 2), _tumours, shuffles=3, epochs=20)

@@ -1,10 +1,12 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import fakequant
 from fakequant import QuantDescriptor, follow_ranges, freeze_ranges, preset
 from fakequant.errors import InvalidValueError
+from fakequant.qat import average_ranges
 from fakequant.recipe import Rule
 
 
@@ -148,9 +150,40 @@ def test_the_weight_of_a_function_does_not_follow():
     assert moving == ["_call_sites.linear_0.input"]
 
 
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing_moves_a_range_once(use_reentrant):
+    model = linear()
+    follow_ranges(model, momentum=0.5)
+    step(model, 4.0, -1.0)
+    x = torch.tensor([[2.0, -1.0]], requires_grad=True)
+    checkpoint(model, x, use_reentrant=use_reentrant).sum().backward()
+    assert model.input_quantizer.amax == 3.0
+
+
 def test_an_empty_batch_moves_nothing():
     model = linear()
     follow_ranges(model, momentum=0.5)
     step(model, 4.0, -1.0)
     model(torch.zeros(0, 2))
     assert model.input_quantizer.amax == 4.0
+
+
+def test_averaging_changes_nothing_where_nothing_is_distributed():
+    model = linear()
+    follow_ranges(model)
+    step(model, 3.0, 0.0)
+    average_ranges(model)
+    assert model.input_quantizer.amax == 3.0
+
+
+@pytest.mark.parametrize(
+    ("following", "message"),
+    [(False, "got none that do"), (True, r"got \['_input_quantizer'\]")],
+    ids=["none follows", "unknown"],
+)
+def test_averaging_needs_known_ranges_that_follow(following, message):
+    model = linear()
+    if following:
+        follow_ranges(model)
+    with pytest.raises(InvalidValueError, match=f"expected known ranges that follow the data, {message}"):
+        average_ranges(model)

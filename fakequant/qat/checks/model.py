@@ -1,0 +1,73 @@
+"""Checks of a model that need no data."""
+
+from collections.abc import Iterator
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fakequant.arithmetic import DEAD_AMAX
+from fakequant.nn.modules.batchnorm import Frozen
+from fakequant.nn.walk import named_quantizers
+from fakequant.qat.checks.report import Finding
+from fakequant.shortened import shortened
+
+
+def uncalibrated(model: nn.Module) -> Iterator[Finding]:
+    """Without a range, each call quantizes on another grid, and a learned range has nothing to train."""
+    quantizers = [(name, q) for name, q in named_quantizers(model) if q.is_enabled and q.is_to_calibrate]
+    is_following = any(quantizer.momentum is not None for _, quantizer in quantizers)
+    for name, quantizer in quantizers:
+        gets_range = quantizer.momentum is not None or (is_following and quantizer.is_weight)
+        if not (quantizer.is_calibrated or (gets_range and not quantizer.descriptor.learn_amax)):
+            yield Finding(name, "expected a range, got none", "Calibrate before training")
+
+
+def unfit_range(model: nn.Module) -> Iterator[Finding]:
+    """A range that is not finite makes everything behind it NaN; what has a range of 0 is lost."""
+    for name, quantizer in named_quantizers(model):
+        amax, amin = quantizer.ends
+        if amax is None or not quantizer.is_enabled:
+            continue
+        span = amax if amin is None else amax - amin
+        dead, size = int((span <= DEAD_AMAX).sum()), span.numel()
+        if not bool(span.isfinite().all()):
+            yield Finding(name, "expected a finite range, got NaN or Inf", "Calibrate again, on finite data")
+        elif dead == size:
+            yield Finding(name, "expected a range above 0, got 0", "Calibrate on data that reaches this layer")
+        elif dead:
+            text = f"{dead} of {size} ranges are 0"
+            yield Finding(name, text, "Channels that were always 0 may stay so", is_hint=True)
+
+
+def switched_off(model: nn.Module) -> Iterator[Finding]:
+    """A quantizer that does nothing is one that nobody may have meant to leave out."""
+    names = [name for name, q in named_quantizers(model) if not (q.is_enabled or q.stands_by)]
+    if names:
+        text = f"{len(names)} quantizers are switched off: {shortened(names)}"
+        yield Finding("", text, "Call enable() and enable_quant() on those that shall quantize", is_hint=True)
+
+
+def collecting_statistics(model: nn.Module) -> Iterator[Finding]:
+    """Histograms of every training step cost time and memory, and nobody reads them."""
+    names = [name for name, q in named_quantizers(model) if q.is_collecting]
+    if names:
+        text = f"{len(names)} quantizers collect statistics in every call: {shortened(names)}"
+        yield Finding("", text, "Call disable_calib() on them", is_hint=True)
+
+
+def moving_norms(model: nn.Module) -> Iterator[Finding]:
+    """Source: Krishnamoorthi 2018 (arXiv:1806.08342), section 3.2.2: batch statistics are noise for the quantizers."""
+    norms = {name: norm for name, norm in model.named_modules() if isinstance(norm, _BatchNorm)}
+    names = [name for name, norm in norms.items() if norm.track_running_stats and not isinstance(norm, Frozen)]
+    if names:
+        text = f"{len(names)} batch norms move their statistics in training: {shortened(names)}"
+        yield Finding("", text, "Freeze them, at the latest near the end: qat.freeze_batchnorm(model)", is_hint=True)
+
+
+def in_eval_mode(model: nn.Module) -> Iterator[Finding]:
+    """Dropout, batch norms and ranges that follow the data do so in training mode only."""
+    if not model.training:
+        yield Finding("", "is in eval mode", "Call model.train() before training", is_hint=True)
+
+
+CHECKS = (uncalibrated, unfit_range, switched_off, collecting_statistics, moving_norms, in_eval_mode)

@@ -1,0 +1,100 @@
+"""Ranges in several processes of torch.distributed.
+
+DistributedDataParallel broadcasts the values of ranges, but not their shapes. A range that is not known has no
+elements. If one process calibrated and another did not, it lets them differ in silence, or crashes: the two send
+and expect different sizes. What all processes have is gathered here first, so that all raise where they differ.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Optional, TypeAlias
+
+import torch
+from torch import Tensor, distributed, nn
+
+from fakequant.errors import InvalidValueError
+from fakequant.nn import TensorQuantizer
+from fakequant.nn.walk import named_quantizers
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_Ranges: TypeAlias = dict[str, tuple[Tensor | None, Tensor | None]]
+
+
+def broadcast_ranges(model: nn.Module, group: Optional["ProcessGroup"] = None) -> None:
+    """Give every process the ranges of the first one, known or not; all of them call it.
+
+    Call it before DistributedDataParallel or ``fully_shard`` if the processes do not all calibrate or load ranges.
+    Without torch.distributed it changes nothing.
+
+    Args:
+        model: quantized in the same way in each process.
+        group: of torch.distributed; None for all processes.
+
+    Raises:
+        InvalidValueError: another process has other quantizers; then all raise, and no range is changed.
+    """
+    quantizers = dict(named_quantizers(model))
+    first = _ranges_of_all(quantizers, group)[0]
+    for name, quantizer in quantizers.items():
+        amax, amin = first[name]
+        present, _ = quantizer.ends
+        if amax is None or present is None or amax.shape != present.shape:
+            quantizer.amax = None
+        if amax is not None:
+            quantizer.set_range(amax, amin)
+
+
+def average_ranges(model: nn.Module, group: Optional["ProcessGroup"] = None) -> None:
+    """Give each range that follows the data the mean of what it is in all processes.
+
+    All processes call this at the same step, such as by ``Phases``. Without torch.distributed it changes nothing.
+
+    Args:
+        model: whose ranges follow.
+        group: of torch.distributed; None for all processes.
+
+    Raises:
+        InvalidValueError: no range follows, other ones follow in another process, or one is still unknown; all
+            raise, with its name, and no range is changed.
+    """
+    following = {name: q for name, q in named_quantizers(model) if q.momentum is not None and not q.stands_by}
+    of_all = _ranges_of_all(following, group)
+    unknown = [
+        f"{name} in process {rank}"
+        for rank, ranges in enumerate(of_all)
+        for name, (amax, _) in ranges.items()
+        if amax is None
+    ]
+    if unknown or not following:
+        found = f"none for {', '.join(unknown)}" if unknown else "none that follow"
+        raise InvalidValueError(f"model: expected known ranges that follow the data, got {found}")
+    for name, quantizer in following.items():
+        amax, amin = (_mean(ends) for ends in zip(*(ranges[name] for ranges in of_all), strict=True))
+        quantizer.set_range(amax, amin)
+
+
+def _ranges_of_all(quantizers: Mapping[str, TensorQuantizer], group: Optional["ProcessGroup"]) -> list[_Ranges]:
+    """Return the ranges of quantizers in each process; raise in all of them if they have not the same ones."""
+    mine: _Ranges = {name: _on_cpu(*quantizer.ends) for name, quantizer in quantizers.items()}
+    if not distributed.is_available() or not distributed.is_initialized():
+        return [mine]
+    of_all: list[_Ranges] = [mine] * distributed.get_world_size(group)
+    distributed.all_gather_object(of_all, mine, group)
+    first = of_all[0]
+    for rank, other in enumerate(of_all):
+        if differing := sorted(first.keys() ^ other.keys()):
+            here, there = (0, rank) if differing[0] in first else (rank, 0)
+            raise InvalidValueError(
+                f"{differing[0]}: expected the same quantizers in all processes, got it in {here}, not in {there}"
+            )
+    return of_all
+
+
+def _on_cpu(amax: Tensor | None, amin: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    return None if amax is None else amax.cpu(), None if amin is None else amin.cpu()
+
+
+def _mean(ends: Iterable[Tensor | None]) -> Tensor | None:
+    known = [end for end in ends if end is not None]
+    return torch.stack(known).mean(0) if known else None

@@ -1,0 +1,57 @@
+"""Ranges of weights that are taken anew in the course of training."""
+
+import torch
+from torch import nn
+
+from fakequant.calib import DataRange, calibrator_for
+from fakequant.collecting import naming
+from fakequant.nn import TensorQuantizer
+from fakequant.nn.sharding import whole
+from fakequant.nn.walk import Weight, named_quantizers, weights_of_quantizers
+
+
+@torch.no_grad()
+def reestimate_weights(model: nn.Module, method: str = "max") -> None:
+    """Give every weight the range of its values as they are now, on its present grid.
+
+    Fixed and learned ranges stay. So do those of weights that a function gets, such as ``F.linear(x, weight)`` in
+    a forward: no layer tells which they are. A weight that ``fully_shard`` has split is gathered for this, one at
+    a time: then all processes call this at the same step, as they do by ``Phases``.
+
+    Args:
+        model: quantized.
+        method: any that ``calibrate`` has for weights: "max", or "mse", a search. ResNet-18 takes 9 ms and
+            3 to 5 s on one core of a CPU: the first is cheap at every step, the second now and then.
+
+    Raises:
+        CalibrationError: a weight holds NaN or Inf; names its quantizer. Nothing is changed.
+        InvalidValueError: an unknown method.
+
+    >>> from fakequant.nn import QuantLinear
+    >>> layer = QuantLinear(2, 1)
+    >>> _ = nn.init.constant_(layer.weight, 3.0)
+    >>> reestimate_weights(layer)
+    >>> layer.weight_quantizer.amax
+    tensor([[3.]])
+    """
+    names = {quantizer: name for name, quantizer in named_quantizers(model)}
+    found = {
+        quantizer: _range(names[quantizer], quantizer, weight, method)
+        for quantizer, weight in weights_of_quantizers(model).items()
+        if quantizer.is_to_calibrate and not quantizer.descriptor.learn_amax
+    }
+    for quantizer, ends in found.items():
+        if ends is None:
+            continue
+        if quantizer.is_calibrated and quantizer.amax.shape != ends.amax.shape:  # type: ignore[union-attr]
+            quantizer.amax = None
+        quantizer.set_range(*ends)
+
+
+def _range(name: str, quantizer: TensorQuantizer, weight: Weight, method: str) -> DataRange | None:
+    """Return the range that a calibrator finds; None for a weight without elements."""
+    kind = "max" if method == "max" else "histogram"
+    with naming(name):
+        calibrator = calibrator_for(quantizer.descriptor.replace(calib_method=kind))
+        calibrator.collect(whole(weight.tensor))
+        return calibrator.compute_range(method)

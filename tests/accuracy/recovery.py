@@ -1,0 +1,202 @@
+"""``python tests/accuracy/recovery.py``: how much of what calibration loses comes back by training, and in which way.
+
+Every row is measured with several seeds, which choose the initial weights, the order of the batches and, for the
+narrow network on digits, how the data is cut in halves that test each other. All ways of training have the same
+number of steps, learning rate and start. Seeds are fixed, and there is one thread.
+"""
+
+import argparse
+import copy
+import dataclasses
+import importlib.util
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from networks import NarrowNet
+from tasks import digits, halves
+from torch import nn
+
+import fakequant as fq
+from fakequant import qat
+from fakequant.demo.quickstart import Split, Splits, accuracy, load_digits, train
+
+FLOAT_EPOCHS, FLOAT_LR, BATCH = 15, 0.1, 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One way to train on.
+
+    Args:
+        epochs: of training.
+        lr: at its beginning, of weights and learned ranges.
+        learned: ranges of weights and activations are learned by LSQ.
+        distilled: half of the loss is the distance from the float network's probabilities.
+    """
+
+    epochs: float
+    lr: float
+    learned: bool = False
+    distilled: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A trained network that is quantized in one way, and trained on in several.
+
+    Args:
+        what: for the table.
+        networks: seed -> float networks, trained, each with its training and its test data.
+        recipe: whether ranges are learned -> the grids.
+        method: of calibration, for weights too.
+        ways: by name.
+    """
+
+    what: str
+    networks: Callable[[int], Iterator[tuple[nn.Module, Splits]]]
+    recipe: Callable[[bool], fq.Recipe]
+    method: str
+    ways: dict[str, Way]
+
+
+def run(experiment: Experiment, seed: int) -> dict[str, float]:
+    """Return accuracies in percent, {"float": ..., "PTQ": ..., way: ...}, each a mean over the networks of a seed."""
+    found: dict[str, list[float]] = {}
+    for network, (training, test) in experiment.networks(seed):
+        found.setdefault("float", []).append(accuracy(network, test))
+        plain = _calibrated(network, experiment, training, learned=False)
+        found.setdefault("PTQ", []).append(accuracy(plain, test))
+        for name, way in experiment.ways.items():
+            model = _calibrated(network, experiment, training, way.learned)
+            torch.manual_seed(seed)
+            fine_tune(model, network, training, way)
+            found.setdefault(name, []).append(accuracy(model, test))
+    return {name: statistics.fmean(scores) for name, scores in found.items()}
+
+
+def fine_tune(model: nn.Module, network: nn.Module, training: Split, way: Way) -> None:
+    """Train a calibrated model; network is the float one."""
+    images, labels = training
+    batches = len(labels) // BATCH
+    tuning = qat.FineTuning(way.lr, max(1, round(way.epochs * batches)))
+    optimizer = torch.optim.SGD(qat.parameter_groups(model, tuning.lr, weight_decay=1e-4), lr=tuning.lr, momentum=0.9)
+    scheduler = tuning.scheduler(optimizer)
+    distillation = qat.Distillation(network) if way.distilled else None
+    qat.freeze_batchnorm(model.train())
+    for step in range(tuning.steps):
+        if step % batches == 0:
+            order = torch.randperm(len(labels))[: batches * BATCH].split(BATCH)
+        batch = order[step % batches]
+        if distillation is None:
+            loss = F.cross_entropy(model(images[batch]), labels[batch], label_smoothing=0.1)
+        else:
+            logits, distance = distillation(model, images[batch])
+            loss = (F.cross_entropy(logits, labels[batch], label_smoothing=0.1) + distance) / 2
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+    model.eval()
+
+
+def _calibrated(network: nn.Module, experiment: Experiment, training: Split, learned: bool) -> nn.Module:
+    model = copy.deepcopy(network)
+    fq.quantize(model, experiment.recipe(learned), example_inputs=training[0][:BATCH], target="onnxruntime")
+    method = experiment.method
+    fq.calibrate(model, training[0].split(BATCH), method, weight_method=method, progress=False)
+    return model
+
+
+def _narrow(seed: int) -> Iterator[tuple[nn.Module, Splits]]:
+    for training, test in halves(digits(), seed):
+        torch.manual_seed(seed)
+        network = NarrowNet()
+        train(network, training, FLOAT_EPOCHS, FLOAT_LR)
+        yield network, (training, test)
+
+
+def _unequal(seed: int) -> Iterator[tuple[nn.Module, Splits]]:
+    example = _mobilenet_example()
+    torch.manual_seed(seed)
+    training, test = load_digits()
+    network = example.MobileDigitNet()
+    train(network, training, FLOAT_EPOCHS, FLOAT_LR)
+    example.move_ranges_apart(network, example.OCTAVES, torch.Generator().manual_seed(seed))
+    yield network, (training, test)
+
+
+def _mobilenet_example() -> ModuleType:
+    file = Path(__file__).parents[2] / "examples" / "mobilenet_table.py"
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _few_bits(num_bits: int) -> Callable[[bool], fq.Recipe]:
+    """Return grids of so many bits for every layer, the first and the last one too, one range a tensor."""
+
+    def recipe(learned: bool) -> fq.Recipe:
+        learn = "lsq" if learned else False
+        weight = fq.QuantDescriptor(num_bits, narrow_range=True, learn_amax=learn)
+        activation = fq.QuantDescriptor(num_bits, unsigned=True, learn_amax=learn)
+        return fq.Recipe(tuple(fq.Rule(type=t, input=activation, weight=weight) for t in ("Conv2d", "Linear")))
+
+    return recipe
+
+
+def _int8(per_channel: bool) -> Callable[[bool], fq.Recipe]:
+    return lambda learned: fq.preset("int8") if per_channel else _mobilenet_example().per_tensor()
+
+
+_LONG = {
+    "fixed ranges": Way(10, 0.02),
+    "learned ranges": Way(10, 0.02, learned=True),
+    "fixed ranges, distilled": Way(10, 0.02, distilled=True),
+}
+# 1 % of the learning rate and 10 % of the epochs of float training: FineTuning.after_training.
+_SHORT = {"the default schedule": Way(FLOAT_EPOCHS / 10, FLOAT_LR / 100), "fixed ranges": _LONG["fixed ranges"]}
+
+EXPERIMENTS = {
+    "4 bits": Experiment("digits, narrow network, 4 bits", _narrow, _few_bits(4), "mse", _LONG),
+    "3 bits": Experiment("digits, narrow network, 3 bits", _narrow, _few_bits(3), "mse", _LONG),
+    "int8 per channel": Experiment("unequal channels, int8 per channel", _unequal, _int8(True), "max", _SHORT),
+    "int8 per tensor": Experiment("unequal channels, int8 per tensor", _unequal, _int8(False), "max", _SHORT),
+}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="python tests/accuracy/recovery.py", description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(EXPERIMENTS)}")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--json", type=Path, help="a file to write the accuracies to, by experiment and seed")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| experiment | network | accuracy, mean (least to greatest) | of what PTQ lost, back |")
+    print(f"|{'---|' * 4}")
+    found = {}
+    for name in options.names or EXPERIMENTS:
+        found[name] = [run(EXPERIMENTS[name], seed) for seed in options.seeds]
+        _print_rows(EXPERIMENTS[name].what, found[name])
+    if options.json:
+        options.json.write_text(json.dumps(found))
+
+
+def _print_rows(what: str, found: list[dict[str, float]]) -> None:
+    means = {row: statistics.fmean(scores[row] for scores in found) for row in found[0]}
+    for row, mean in means.items():
+        scores = [f"{of_seed[row]:.2f}" for of_seed in found]
+        lost = means["float"] - means["PTQ"]
+        back = "" if row in ("float", "PTQ") else f"{(mean - means['PTQ']) / lost * 100:.0f} %"
+        print(f"| {what} | {row} | {mean:.2f} ({', '.join(scores)}) | {back} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
