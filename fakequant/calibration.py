@@ -20,10 +20,9 @@ from fakequant.calib import (
     DataRange,
     HistogramCalibrator,
     affine_sqnr_db,
-    calibrator_for,
     sqnr_db,
 )
-from fakequant.collecting import Collector, collecting, naming
+from fakequant.collecting import Collector, calibrator_of, collecting, method_of
 from fakequant.distributed import Alone, Processes, together, without_sharing
 from fakequant.errors import CalibrationError, InvalidValueError
 from fakequant.nn import TensorQuantizer
@@ -99,12 +98,12 @@ class Calibration:
         """Return every range, or raise an error that names every quantizer without one."""
         for name, weight in self._weights.items():
             if weight is not None:
-                self._calibrators[name] = _calibrator(name, self._quantizers[name], weight_method)
+                self._calibrators[name] = calibrator_of(name, self._quantizers[name], weight_method)
                 self._calibrators[name].collect(whole(weight.tensor))
         found: dict[str, DataRange] = {}
         problems = []
         for name, quantizer in self._quantizers.items():
-            chosen = _method(quantizer, weight_method if name in self._weights else method)
+            chosen = method_of(quantizer, weight_method if name in self._weights else method)
             try:
                 ends = self._calibrators[name].compute_range(chosen, percentile=percentile)
             except CalibrationError as error:
@@ -204,7 +203,7 @@ def calibrate(
             weights = {name: owners.get(q) for name, q in quantizers.items() if q.is_weight or q in owners}
             # Of all, so that a method that one cannot serve is refused before any data is read.
             calibrators = {
-                name: _calibrator(name, q, weight_method if name in weights else method)
+                name: calibrator_of(name, q, weight_method if name in weights else method)
                 for name, q in quantizers.items()
             }
             options = {"method": method, "weight_method": weight_method, "percentile": percentile, "strict": strict}
@@ -234,23 +233,6 @@ def _to_calibrate(model: nn.Module) -> dict[str, TensorQuantizer]:
             "need no calibration"
         )
     return quantizers
-
-
-def _calibrator(name: str, quantizer: TensorQuantizer, method: str) -> Calibrator:
-    """Return a fresh calibrator that can serve the method, or the one that the grid asks for; checks the method."""
-    grid = quantizer.descriptor
-    wanted = _method(quantizer, method)
-    if wanted is None:
-        return calibrator_for(grid)
-    with naming(name):
-        calibrator = calibrator_for(grid.replace(calib_method="max" if wanted == "max" else "histogram"))
-        calibrator.compute_range(wanted)
-    return calibrator
-
-
-def _method(quantizer: TensorQuantizer, method: str) -> str | None:
-    """Return the method of a quantizer; a calibrator that is none of our two knows its own."""
-    return method if quantizer.descriptor.calib_method in ("max", "histogram") else None
 
 
 def _run(

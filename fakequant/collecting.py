@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
-from fakequant.calib import Calibrator
+from fakequant.calib import Calibrator, calibrator_for
 from fakequant.errors import FakeQuantError
+from fakequant.nn import TensorQuantizer
 from fakequant.nn.walk import named_quantizers
 
 
@@ -71,3 +72,20 @@ def naming(name: str) -> Iterator[None]:
         yield
     except FakeQuantError as error:
         raise type(error)(f"{name}: {error}") from error
+
+
+def calibrator_of(name: str, quantizer: TensorQuantizer, method: str) -> Calibrator:
+    """Return a fresh calibrator that can serve the method, or the one that the grid asks for; checks the method."""
+    grid = quantizer.descriptor
+    wanted = method_of(quantizer, method)
+    if wanted is None:
+        return calibrator_for(grid)
+    with naming(name):
+        calibrator = calibrator_for(grid.replace(calib_method="max" if wanted == "max" else "histogram"))
+        calibrator.compute_range(wanted)
+    return calibrator
+
+
+def method_of(quantizer: TensorQuantizer, method: str) -> str | None:
+    """Return the method of a quantizer; a calibrator that is none of our two knows its own."""
+    return method if quantizer.descriptor.calib_method in ("max", "histogram") else None

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
-from fakequant.call_sites import release
+from fakequant.call_sites import CallSite, CallSites, PerCall, release
 from fakequant.conversion_report import ConversionReport, LayerReport
 from fakequant.descriptor import QuantDescriptor
 from fakequant.errors import InvalidTypeError
@@ -82,6 +82,7 @@ def quantize(
             if layer.is_quantized or is_expected:
                 layers.append(layer)
         quantizers_to_device(model)
+        _quantizers_to_mode(model)
     unfuse(model)
     return ConversionReport(tuple(layers))
 
@@ -96,6 +97,7 @@ def _quantize_placed(model: nn.Module, recipe: Recipe, example_inputs: Any, targ
         install(model, planned)
         undo_unfuse(model, everywhere=False)
         quantizers_to_device(model)
+        _quantizers_to_mode(model)
     return planned.report
 
 
@@ -123,6 +125,14 @@ def quantizers_to_device(model: nn.Module) -> None:
     if device is not None:
         for _, quantizer in named_quantizers(model):
             quantizer.to(device)
+
+
+def _quantizers_to_mode(model: nn.Module) -> None:
+    """Put quantizers into the mode of the module that they belong to: in training mode, ranges may follow the data."""
+    for module in model.modules():
+        for child in module.children():
+            if isinstance(child, TensorQuantizer | PerCall | CallSites | CallSite):
+                child.train(module.training)
 
 
 def dequantize(model: nn.Module) -> nn.Module:

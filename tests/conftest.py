@@ -36,6 +36,14 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone, such as DistributedDataParallel needs one."""
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
 @pytest.fixture(scope="session")
 def torchvision_models() -> Iterator[ModuleType]:
     """``torchvision.models``. Ask for this in place of importing torchvision in a test file."""

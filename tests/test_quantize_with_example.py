@@ -215,3 +215,11 @@ def test_attention_built_under_the_patch_has_the_quantizers_of_any_other():
         patched = SelfAttention().eval()
     fq.quantize(patched, example_inputs=(TOKENS,))
     assert [name for name, _ in named_quantizers(patched)] == [name for name, _ in named_quantizers(model)]
+
+
+@pytest.mark.parametrize("mode", [False, True])
+@pytest.mark.parametrize("example", [None, (X,)], ids=["layers", "placed"])
+def test_quantizers_begin_in_the_mode_of_the_model(mode, example):
+    model = Residual().train(mode)
+    fq.quantize(model, example_inputs=example)
+    assert {module.training for module in model.modules()} == {mode}

@@ -103,12 +103,12 @@ def export_onnx(
     """
     chosen, file = target_named(target), Path(path)
     _check_arguments(model, args, weights, opset)
+    check_whole(model)
     with targeted(model, target), folded_weights(model):
         quantizers = {name: quantizer for name, quantizer in named_quantizers(model) if quantizer.is_enabled}
         needed = (opset_needed(quantizer.descriptor) for quantizer in quantizers.values())
         version = opset or max([chosen.default_opset, *needed])
         floats = float_rewrites(float_dtype, target, version)
-        check_whole(model)
         check_not_calibrating(model)
         check_quantizers(quantizers)
         check_weights(model)

@@ -86,6 +86,8 @@ def attention(  # noqa: PLR0913 - the arguments of F.scaled_dot_product_attentio
     if enable_gqa:
         key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
         value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
+    # matmul copies heads that are no rows in memory; copied here, what it keeps is what the quantizers made.
+    query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
     # The scale goes in front of the quantizer: TensorRT's fused attention expects it there.
     scaled = query * (query.size(-1) ** -0.5 if scale is None else scale)
     scores = torch.matmul(query_quantizer(scaled), key_quantizer(key.transpose(-2, -1)))

@@ -110,6 +110,7 @@ class Distillation:
         """
         inside = student.module if isinstance(student, DistributedDataParallel) else student
         self._check(inside)
+        self._follow(inside)
         with _outputs(_named(inside, self.features, "student")) as of_student:
             output = student(*args, **kwargs)
         with evaluating(self.teacher), _outputs(_named(self.teacher, self.features, "teacher")) as of_teacher:
@@ -133,6 +134,9 @@ class Distillation:
             raise InvalidValueError(
                 f"student: expected parameters of its own, got {shared}, which the teacher has, too"
             )
+
+    def _follow(self, student: nn.Module) -> None:
+        """Move the teacher to the device of the student."""
         device = next((parameter.device for parameter in student.parameters()), None)
         if device != next((parameter.device for parameter in self.teacher.parameters()), device):
             self.teacher.to(device)

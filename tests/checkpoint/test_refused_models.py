@@ -103,14 +103,10 @@ def test_a_wrapper_is_refused_and_what_it_wraps_is_not(placed, path, wrapper, at
     fq.load_quantized(placed.float_model(), path)
 
 
-def test_distributed_data_parallel_is_refused(placed, path, tmp_path):
-    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/group", rank=0, world_size=1)
-    try:
-        wrapped = nn.parallel.DistributedDataParallel(placed.model())
-        with pytest.raises(InvalidTypeError, match="got DistributedDataParallel around it; give its .module instead"):
-            fq.save_quantized(wrapped, path)
-    finally:
-        torch.distributed.destroy_process_group()
+def test_distributed_data_parallel_is_refused(placed, path, process_group):
+    wrapped = nn.parallel.DistributedDataParallel(placed.model())
+    with pytest.raises(InvalidTypeError, match="got DistributedDataParallel around it; give its .module instead"):
+        fq.save_quantized(wrapped, path)
 
 
 @pytest.mark.parametrize("model", [{}, fq.TensorQuantizer()], ids=["a dict", "a quantizer"])

@@ -245,13 +245,6 @@ def test_nothing_stays_in_the_student(student, x, fails):
     assert len(pickle.dumps(student.first)) == before
 
 
-@pytest.fixture
-def process_group(tmp_path):
-    torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 def test_a_distributed_student_has_the_same_gradients(student, x, process_group):
     distillation = Distillation(float_teacher(student), features=["second"])
     distillation(student, x)[1].backward()

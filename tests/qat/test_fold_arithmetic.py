@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import fakequant as fq
 from fakequant.nn import TensorQuantizer
@@ -300,6 +301,17 @@ def test_autocast_is_near_float32(mode):
     found.float().sum().backward()
     torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.1)
     assert pair[1].weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing_changes_no_gradient(use_reentrant):
+    pair, x = quantized_pair("conv2d")
+    fold_batchnorm(pair, x)
+    plain = copy.deepcopy(pair.train())
+    loss_of(checkpoint(pair, x.requires_grad_(), use_reentrant=use_reentrant)).backward()
+    loss_of(plain(x)).backward()
+    for mine, its in zip(pair.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(mine.grad, its.grad)
 
 
 @pytest.mark.parametrize("is_frozen", [False, True], ids=["training", "frozen"])

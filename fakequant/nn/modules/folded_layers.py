@@ -25,6 +25,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from fakequant.arithmetic import Axis, kept_shape, range_of
 from fakequant.errors import InvalidValueError
 from fakequant.nn.forms import register_forms
+from fakequant.nn.modes import is_repeated
 from fakequant.nn.modules.batchnorm import FOLDED, FoldedNorm
 from fakequant.nn.modules.channel_factors import Divide, Multiply, divisible
 from fakequant.nn.modules.conv import QuantConv1d, QuantConv2d, QuantConv3d
@@ -52,6 +53,7 @@ class FoldedLayer(QuantProduct):
     """The class that it had before."""
 
     _norm: _BatchNorm
+    _variance: Tensor
 
     @property
     def norm(self) -> _BatchNorm:
@@ -86,13 +88,20 @@ class FoldedLayer(QuantProduct):
     def _factor(self) -> Tensor:
         """Return gamma / sigma, one number a channel."""
         norm = self._norm
-        variance = norm.running_var
+        variance = self._variance_read() if norm.training else norm.running_var
         assert variance is not None
-        if norm.training and torch.compiler.is_compiling():
-            variance = torch.ops.fakequant.snapshot(variance)
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         factor = (variance.to(dtype) + norm.eps).rsqrt()
         return factor if norm.weight is None else factor * norm.weight.to(dtype)
+
+    def _variance_read(self) -> Tensor:
+        """Return the running variance before the norm updates it, also where a checkpoint runs the layer again."""
+        if torch.compiler.is_compiling():
+            variance: Tensor = torch.ops.fakequant.snapshot(self._norm.running_var)
+            return variance
+        if not is_repeated():
+            self._variance = self._norm.running_var.clone()  # type: ignore[union-attr]
+        return self._variance
 
     def _folded(self, factor: Tensor) -> Tensor:
         grouped = self.weight.reshape(self._grouped_shape())
@@ -200,6 +209,7 @@ def unfold(module: nn.Module) -> None:
         before = module.folded_weight()
         module.__class__ = module.unfolded_class  # type: ignore[assignment]
         del vars(module)["_norm"]
+        vars(module).pop("_variance", None)
         _move_range(module.weight_quantizer, before, module.weight)
 
 
