@@ -63,7 +63,7 @@ def _switch(model: nn.Module, is_wanted: Callable[[frozenset[str]], bool]) -> No
     used |= {quantizer for module in used if isinstance(module, PerCall) for quantizer in module.children()}
     for module in model.modules():
         if isinstance(module, TensorQuantizer) and module.grids:
-            module.stands_by = module not in used
+            module.set_stands_by(module not in used)
 
 
 def _make_layer(module: nn.Module, quantized: bool) -> None:
@@ -90,7 +90,7 @@ def _restored(model: nn.Module) -> Iterator[None]:
         for module, cls in layers:
             module.__class__ = cls
         for quantizer, stands_by, descriptor in quantizers:
-            quantizer.stands_by = stands_by
+            quantizer.set_stands_by(stands_by)
             _regrid(quantizer, descriptor)
 
 

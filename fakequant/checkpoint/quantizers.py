@@ -9,7 +9,7 @@ from fakequant.errors import CheckpointError, FakeQuantError
 from fakequant.nn import TensorQuantizer
 from fakequant.targets import placement_names
 
-_SWITCHES = {"_disabled": False, "_if_quant": True, "_if_calib": False, "stands_by": False, "is_weight": False}
+_SWITCHES = {"_disabled": False, "_if_quant": True, "_if_calib": False, "is_weight": False}
 """Attributes that are written where they are not at their defaults."""
 
 _OF_CONSTRUCTION = ("learn_amax", "affine", "block_size", "block_axis")
@@ -30,6 +30,8 @@ def quantizer_as_json(quantizer: TensorQuantizer, name: str) -> dict[str, Any]:
     for attribute, default in _SWITCHES.items():
         if getattr(quantizer, attribute) != default:
             fields[attribute.lstrip("_")] = not default
+    if quantizer.stands_by:
+        fields["stands_by"] = True
     if quantizer.momentum is not None:
         fields["momentum"] = float(quantizer.momentum)
     if quantizer.frozen_ends:
@@ -53,7 +55,8 @@ def quantizer_from_json(value: object, where: str) -> TensorQuantizer:
             quantizer.grids[target] = _grid_of_target(grid, target, stored, f"{where}: grids: {target}")
         learned = dict(quantizer.named_parameters())
         for key in fields.take_names("frozen", learned):
-            learned[key].requires_grad_(False)  # before it stands by, which pauses what learns
+            learned[key].requires_grad_(False)
+        quantizer.set_stands_by(fields.take("stands_by", bool, False))  # after that, because it pauses what learns
         for attribute, default in _SWITCHES.items():
             setattr(quantizer, attribute, fields.take(attribute.lstrip("_"), bool, default))
         if "momentum" in fields:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def needs_equal_steps(model: nn.Module) -> bool:
     """Whether a forward of one process waits for a forward of each other one."""
+    # Here, because the import takes more than a second.
     from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
     return any(isinstance(module, FSDPModule | FullyShardedDataParallel) for module in model.modules()) or any(

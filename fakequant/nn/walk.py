@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from fakequant.errors import InvalidValueError
@@ -24,9 +25,10 @@ class Weight(NamedTuple):
 
     @property
     def tensor(self) -> Tensor:
-        """What its quantizer is given now: the parameter, or what a folded batch norm makes of it."""
+        """What its quantizer is given now: the parameter, or what a folded batch norm makes of it, without gradient."""
         if isinstance(self.module, FoldedLayer):
-            return self.module.folded_weight()
+            with torch.no_grad():
+                return self.module.folded_weight()
         found: Tensor = getattr(self.module, self.name)
         return found
 

@@ -52,6 +52,7 @@ def stop_saving_memory(model: _Model) -> _Model:
 def _enter(model: nn.Module, args: Any) -> None:
     # Other hooks are those of a checkpoint or of save_on_cpu, or ours: of a model around this one, or of
     # this one, if a KeyboardInterrupt skipped the hook that leaves. This call then ends what that one began.
+    # Only a private function of torch tells that there are any.
     if not torch.compiler.is_compiling() and torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
         saving = quantized_again()
         saving.__enter__()

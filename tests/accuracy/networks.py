@@ -46,7 +46,7 @@ class Perceptron(nn.Sequential):
 class NarrowNet(nn.Sequential):
     """A residual network of few channels, which few bits cost more than a wide one, [N, 1, 8, 8] to [N, 10]."""
 
-    def __init__(self, channels: int = 6) -> None:
+    def __init__(self, channels: int = 4) -> None:
         def layer(inputs: int, outputs: int, stride: int) -> nn.Sequential:
             conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
             return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())

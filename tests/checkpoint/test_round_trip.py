@@ -16,7 +16,7 @@ OF_TORCH = frozenset(vars(nn.Module())) - {"training"}
 NOT_SAVED = frozenset({"_calibrator", "reported", "_learning"})
 """Attributes: collected statistics; warnings that were given; what is left of a pause in learning when it is over."""
 
-SWITCHES = frozenset({"_disabled", "_if_quant", "_if_calib", "_stands_by"})
+SWITCHES = frozenset({"_disabled", "_if_quant", "_if_calib", "stands_by"})
 
 
 def anatomy(model: nn.Module):

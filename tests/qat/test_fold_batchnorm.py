@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -17,6 +18,7 @@ from fakequant.nn.modules.folded_layers import folded_pairs
 from fakequant.qat import (
     fold_batchnorm,
     freeze_batchnorm,
+    reestimate_weights,
     start_lsq_plus,
     unfold_batchnorm,
     unfreeze_batchnorm,
@@ -281,6 +283,33 @@ def test_data_parallel_training_is_that_of_the_module(folded, process_group):
     DistributedDataParallel(folded.train())(X).square().sum().backward()
     for mine, its in zip(folded.parameters(), alone.parameters(), strict=True):
         assert torch.equal(mine.grad, its.grad)
+
+
+def test_a_norm_that_is_sharded_apart_from_its_layer_is_an_error(folded, process_group):
+    fully_shard(folded.conv1)
+    fully_shard(folded.bn1)
+    with pytest.raises(InvalidValueError, match="expected a batch norm in the same group of fully_shard"):
+        folded.train()(X)
+
+
+def test_a_sharded_pair_trains_as_a_whole_one(folded, process_group):
+    whole = copy.deepcopy(folded).train()
+    fully_shard([folded.conv1, folded.bn1])
+    fully_shard(folded)
+    loss, expected = (model.train()(X).square().sum() for model in (folded, whole))
+    assert torch.equal(loss, expected)
+    loss.backward()
+    expected.backward()
+    for mine, its in zip(folded.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(getattr(mine.grad, "full_tensor", lambda grad=mine.grad: grad)(), its.grad)
+
+
+def test_a_sharded_folded_weight_is_gathered_for_its_range(folded, process_group):
+    folded.conv1.weight.data.mul_(2)
+    expected = folded.conv1.folded_weight().detach().abs().amax((1, 2, 3), keepdim=True)
+    fully_shard(folded)
+    reestimate_weights(folded)
+    assert torch.equal(folded.conv1.weight_quantizer.amax, expected)
 
 
 # Its modes.

@@ -403,7 +403,7 @@ def test_save_on_cpu_around_the_model_decides(x):
         assert_same(gradients(model, x), expected)
 
 
-@pytest.mark.parametrize("recipe", ["int8", "lsq", "lsq+", "pact"])
+@pytest.mark.parametrize("recipe", ["int8", "lsq"])
 def test_a_compiled_model_is_one_graph_that_trains_alike(recipe, x):
     def steps(model, forward):
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)

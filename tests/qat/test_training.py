@@ -38,25 +38,14 @@ class Residual(nn.Module):
 
 
 @pytest.fixture(params=[False, True], ids=["layers", "layers and call sites"])
-def build(request, data):
-    """Return a function that makes a quantized model."""
-
-    def make() -> nn.Module:
-        first = nn.Conv2d(1, 4, 3, bias=False)
-        model = nn.Sequential(first, nn.BatchNorm2d(4), nn.ReLU(), Residual(), nn.Flatten(), nn.Linear(64, 2))
-        recipe = fakequant.preset("int8")
-        if request.param:  # small layers, which would stay float
-            recipe = recipe + fakequant.Rule(type="Conv2d", force=True) + fakequant.Rule(type="Linear", force=True)
-        fakequant.quantize(model, recipe, example_inputs=data[0] if request.param else None)
-        assert len(list(call_sites(model))) == request.param
-        return model
-
-    return make
-
-
-@pytest.fixture
-def model(build, data) -> nn.Module:
-    model = build()
+def model(request, data) -> nn.Module:
+    first = nn.Conv2d(1, 4, 3, bias=False)
+    model = nn.Sequential(first, nn.BatchNorm2d(4), nn.ReLU(), Residual(), nn.Flatten(), nn.Linear(64, 2))
+    recipe = fakequant.preset("int8")
+    if request.param:  # small layers, which would stay float
+        recipe = recipe + fakequant.Rule(type="Conv2d", force=True) + fakequant.Rule(type="Linear", force=True)
+    fakequant.quantize(model, recipe, example_inputs=data[0] if request.param else None)
+    assert len(list(call_sites(model))) == request.param
     fakequant.calibrate(model, [data[0]], "entropy", progress=False)
     return model
 
@@ -82,13 +71,6 @@ def amaxes(model: nn.Module) -> list[list[float]]:
 def test_loss_falls(model, data, optimizer):
     losses = train(model, data, optimizer)
     assert losses[-1] < 0.5 * losses[0]
-
-
-@every_optimizer
-def test_ranges_stay(model, data, optimizer):
-    before = amaxes(model)
-    train(model, data, optimizer)
-    assert amaxes(model) == before
 
 
 @every_optimizer
@@ -167,10 +149,3 @@ def test_deepcopy_does_not_follow_the_training(model, data):
     before = copied(x)
     train(model, data)
     assert torch.equal(copied(x), before)
-
-
-def test_checkpoint_in_the_middle_continues_exactly(model, data, build):
-    train(model, data, steps=2)
-    resumed = build()
-    resumed.load_state_dict(copy.deepcopy(model.state_dict()), strict=True)
-    assert train(resumed, data, steps=3) == train(model, data, steps=3)

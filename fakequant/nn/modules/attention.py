@@ -152,6 +152,8 @@ class UnfusedMultiheadAttention(nn.MultiheadAttention):
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, scale=self.head_dim**-0.5)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        # Rows in memory, as in fakequant.nn.functional.attention: matmul would copy what was quantized.
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         # As in F.multi_head_attention_forward: the scale on the query, the dropout in the returned weights.
         q, k = self._operand("q", q * self.head_dim**-0.5), self._operand("k", k.transpose(-2, -1))
         scores = torch.matmul(q, k)

@@ -33,6 +33,7 @@ from fakequant.nn.modules.conv_transpose import QuantConvTranspose1d, QuantConvT
 from fakequant.nn.modules.linear import QuantLinear
 from fakequant.nn.modules.quant_module import QuantProduct
 from fakequant.nn.modules.tensor_quantizer import TensorQuantizer
+from fakequant.nn.sharding import is_sharded, whole
 
 # The norm updates its variance after the layer has read it. The compiler would read it again in the backward pass,
 # and get wrong gradients (torch 2.13, pytorch/pytorch#197039), but never calls an op twice that it does not know.
@@ -92,7 +93,7 @@ class FoldedLayer(QuantProduct):
         assert variance is not None
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         factor = (variance.to(dtype) + norm.eps).rsqrt()
-        return factor if norm.weight is None else factor * norm.weight.to(dtype)
+        return factor if norm.weight is None else factor * self._gathered(norm.weight).to(dtype)
 
     def _variance_read(self) -> Tensor:
         """Return the running variance before the norm updates it, also where a checkpoint runs the layer again."""
@@ -103,8 +104,17 @@ class FoldedLayer(QuantProduct):
             self._variance = self._norm.running_var.clone()  # type: ignore[union-attr]
         return self._variance
 
+    def _gathered(self, parameter: Tensor) -> Tensor:
+        """Return a parameter as a whole. With gradient only a forward of ``fully_shard`` can gather it."""
+        if is_sharded(parameter) and torch.is_grad_enabled():
+            raise InvalidValueError(
+                f"{self._norm}: expected a batch norm in the same group of fully_shard as the layer that it is folded "
+                "into, got another. Shard a block that has both, or both together: fully_shard([layer, norm])"
+            )
+        return whole(parameter)
+
     def _folded(self, factor: Tensor) -> Tensor:
-        grouped = self.weight.reshape(self._grouped_shape())
+        grouped = self._gathered(self.weight).reshape(self._grouped_shape())
         folded: Tensor = Multiply.apply(grouped, self._along_channels(factor), self._channel_axes)  # type: ignore[no-untyped-call]
         return folded.reshape(self.weight.shape)
 

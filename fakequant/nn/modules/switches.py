@@ -8,13 +8,12 @@ class Switches:
     _if_quant: bool
     _if_calib: bool
 
-    stands_by: bool
-    """Whether only other targets than the present one use it."""
-
     def _init_switches(self, disabled: bool, if_quant: bool, if_calib: bool) -> None:
         self._disabled = disabled
         self._if_quant = if_quant
         self._if_calib = if_calib
+        self.stands_by = False
+        """Whether only other targets than the present one use it; see ``set_stands_by``."""
 
     @property
     def is_enabled(self) -> bool:

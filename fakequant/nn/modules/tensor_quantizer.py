@@ -55,7 +55,6 @@ class TensorQuantizer(Switches, GridView, RangeState):
         if not isinstance(quant_desc, QuantDescriptor):
             raise InvalidTypeError(f"quant_desc: expected a QuantDescriptor, got {quant_desc!r}")
         super().__init__(affine=quant_desc.affine, learned=bool(quant_desc.learn_amax))
-        self._stands_by = False
         self._init_switches(disabled, if_quant, if_calib)
         self._init_grid(quant_desc)
         self._dynamic_scale: Tensor | None = None
@@ -73,15 +72,10 @@ class TensorQuantizer(Switches, GridView, RangeState):
             self.amax = None
             self.amax = descriptor.amax
 
-    @property
-    def stands_by(self) -> bool:
-        """Whether only other targets than the present one use it. Its range then is not trained, learned or not."""
-        return self._stands_by
-
-    @stands_by.setter
-    def stands_by(self, stands_by: bool) -> None:
-        if stands_by != self._stands_by:
-            self._stands_by = stands_by
+    def set_stands_by(self, stands_by: bool) -> None:
+        """Say whether only other targets than the present one use it. Its range is not trained while they do."""
+        if stands_by != self.stands_by:
+            self.stands_by = stands_by
             self._pause_learning(stands_by)
 
     @property

@@ -6,7 +6,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fakequant.arithmetic import DEAD_AMAX
+from fakequant.errors import InvalidValueError
 from fakequant.nn.modules.batchnorm import Frozen
+from fakequant.nn.modules.folded_layers import folded_pairs
 from fakequant.nn.walk import named_quantizers
 from fakequant.qat.checks.report import Finding
 from fakequant.shortened import shortened
@@ -64,10 +66,18 @@ def moving_norms(model: nn.Module) -> Iterator[Finding]:
         yield Finding("", text, "Freeze them, at the latest near the end: qat.freeze_batchnorm(model)", is_hint=True)
 
 
+def torn_folds(model: nn.Module) -> Iterator[Finding]:
+    """A folded layer without its norm normalizes in eval mode only, and the norm in its place everywhere."""
+    try:
+        folded_pairs(model)
+    except InvalidValueError as error:
+        yield Finding("", str(error), "Convert batch norms, such as to nn.SyncBatchNorm, before qat.fold_batchnorm")
+
+
 def in_eval_mode(model: nn.Module) -> Iterator[Finding]:
     """Dropout, batch norms and ranges that follow the data do so in training mode only."""
     if not model.training:
         yield Finding("", "is in eval mode", "Call model.train() before training", is_hint=True)
 
 
-CHECKS = (uncalibrated, unfit_range, switched_off, collecting_statistics, moving_norms, in_eval_mode)
+CHECKS = (uncalibrated, unfit_range, switched_off, collecting_statistics, moving_norms, torn_folds, in_eval_mode)
