@@ -5,6 +5,7 @@ noise (Krishnamoorthi 2018, arXiv:1806.08342, section 3.2.2). A frozen layer ign
 ``model.train()``; its weight and bias go on training.
 """
 
+import warnings
 from typing import TypeVar
 
 from torch import nn
@@ -17,7 +18,9 @@ from fakequant.nn.modules.batchnorm import (
     FrozenBatchNorm2d,
     FrozenBatchNorm3d,
     FrozenSyncBatchNorm,
+    is_moving,
 )
+from fakequant.shortened import shortened
 
 # The classes are where files look for them that torch.save wrote of whole models when they were defined here.
 __all__ = [
@@ -35,6 +38,8 @@ _Model = TypeVar("_Model", bound=nn.Module)
 def freeze_batchnorm(model: _Model) -> _Model:
     """Freeze the statistics of every batch norm of a model, folded or not, in place, and return it.
 
+    Those of other classes than torch's, such as timm's BatchNormAct2d, go on moving: a warning names them.
+
     Raises:
         InvalidValueError: a batch norm whose own input is quantized. Nothing is frozen.
 
@@ -51,6 +56,14 @@ def freeze_batchnorm(model: _Model) -> _Model:
         if frozen is not None:
             module.__class__ = frozen
             module.training = False
+    moving = {name or "model": type(norm).__name__ for name, norm in model.named_modules() if is_moving(norm)}
+    if moving:
+        found = ", ".join(sorted(set(moving.values())))
+        warnings.warn(
+            f"{shortened(list(moving))}: expected batch norms of torch's own classes, got {found}. Their "
+            "statistics go on moving; call eval() on them after each model.train()",
+            stacklevel=2,
+        )
     return model
 
 

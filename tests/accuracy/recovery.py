@@ -42,12 +42,14 @@ class Way:
         lr: at its beginning, of weights and learned ranges.
         learned: ranges of weights and activations are learned by LSQ.
         distilled: the loss has the distance from the float network, of logits and features, besides.
+        frozen: batch norms keep the statistics of the float network; else these are taken anew at the end.
     """
 
     epochs: float
     lr: float
     learned: bool = False
     distilled: bool = False
+    frozen: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +95,8 @@ def fit(model: nn.Module, training: Split, way: Way, teacher: nn.Module | None =
     scheduler = tuning.scheduler(optimizer)
     distillation = None if teacher is None else qat.Distillation(teacher, features=FEATURES)
     model.train()
+    if way.frozen:
+        qat.freeze_batchnorm(model)
     for step in range(tuning.steps):
         if step % batches == 0:
             order = torch.randperm(len(labels))[: batches * BATCH].split(BATCH)
@@ -104,8 +108,8 @@ def fit(model: nn.Module, training: Split, way: Way, teacher: nn.Module | None =
         loss.backward()
         optimizer.step()
         scheduler.step()
-    # The running statistics lag behind the weights, by more the fewer the steps are.
-    update_bn(images.split(BATCH), model)
+    if not way.frozen:  # running statistics lag behind the weights
+        update_bn(images.split(BATCH), model)
     model.eval()
 
 
@@ -171,8 +175,11 @@ _LONG = {
     "learned ranges": Way(20, 0.03, learned=True),
     "learned ranges, distilled": Way(20, 0.03, learned=True, distilled=True),
 }
-# 1 % of the learning rate and 10 % of the epochs of float training: FineTuning.after_training.
-_SHORT = {"1 % of the learning rate, 10 % of the steps": Way(3, FLOAT_LR / 100), "fixed ranges": Way(10, 0.02)}
+# A channel whose values are all rounded to 0 has no variance, by which a batch norm that is not frozen would divide.
+_SHORT = {
+    "1 % of the learning rate, 10 % of the steps": Way(3, FLOAT_LR / 100, frozen=True),
+    "fixed ranges": Way(10, 0.02, frozen=True),
+}
 
 EXPERIMENTS = {
     "4 bits": Experiment("digits, narrow network, 4 bits", _narrow, _few_bits(4), "mse", _LONG),

@@ -91,11 +91,14 @@ def test_other_layers_train():
     assert [module.training for module in model] == [False, True, True]
 
 
-def test_subclass_with_its_own_forward_is_left_alone():
+def test_subclass_with_its_own_forward_is_left_alone_with_a_warning():
     class Mine(nn.BatchNorm2d):
         pass
 
-    assert type(freeze_batchnorm(Mine(3))) is Mine
+    model = nn.Sequential(nn.BatchNorm2d(3), Mine(3), Mine(3, track_running_stats=False))
+    with pytest.warns(UserWarning, match="^1: expected batch norms of torch's own classes, got Mine"):
+        freeze_batchnorm(model)
+    assert [type(norm) for norm in model[1:]] == [Mine, Mine]
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd.graph import save_on_cpu
@@ -254,6 +255,39 @@ def test_no_copy_of_a_weight_is_kept():
     quantized(model=model, shape=x.shape)
     assert kept(model, x) > 2 * model[0].weight.nbytes
     assert kept(save_memory(model), x) < 0.1 * model[0].weight.nbytes
+
+
+class AttentionModule(nn.Module):
+    def __init__(self, need_weights):
+        super().__init__()
+        self.attention, self.need_weights = nn.MultiheadAttention(32, 2, batch_first=True), need_weights
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=self.need_weights)[0]
+
+
+class AttentionCall(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.packed, self.out = nn.Linear(32, 96), nn.Linear(32, 32)
+
+    def forward(self, x):
+        q, k, v = self.packed(x).unflatten(-1, (3, 2, 16)).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+X = torch.randn(4, 16, 32, generator=torch.Generator().manual_seed(0))
+ATTENTIONS = {
+    "module": lambda: quantized(model=AttentionModule(need_weights=False), shape=X.shape),
+    "module with weights": lambda: quantized(model=AttentionModule(need_weights=True), shape=X.shape),
+    "call": lambda: quantized(model=AttentionCall(), shape=X.shape, example_inputs=(X,), target="tensorrt"),
+}
+
+
+@pytest.mark.parametrize("make", ATTENTIONS.values(), ids=ATTENTIONS)
+def test_attention_keeps_no_copy_of_its_quantized_heads(make):
+    # Query, key, value, the probabilities, what the last layer takes and what it gives: each of the size of x.
+    assert 5.9 < kept(save_memory(make()), X.clone().requires_grad_()) / X.nbytes < 6.1
 
 
 def test_nothing_is_kept_once_the_loss_is_gone(x):

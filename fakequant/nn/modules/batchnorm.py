@@ -7,6 +7,7 @@ place by assigning its ``__class__``, and is itself again by the reverse.
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fakequant.nn.forms import register_forms
 
@@ -93,6 +94,11 @@ class FrozenFoldedSyncBatchNorm(Frozen, FoldedSyncBatchNorm):
     """A folded nn.SyncBatchNorm with fixed statistics."""
 
     unfolded_class = FrozenSyncBatchNorm
+
+
+def is_moving(module: nn.Module) -> bool:
+    """Whether a module is a batch norm, of any class, whose statistics move in training."""
+    return isinstance(module, _BatchNorm) and module.track_running_stats and not isinstance(module, Frozen)
 
 
 FROZEN: dict[type[nn.Module], type[Frozen]] = {

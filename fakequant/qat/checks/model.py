@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from fakequant.arithmetic import DEAD_AMAX
 from fakequant.errors import InvalidValueError
-from fakequant.nn.modules.batchnorm import Frozen
+from fakequant.nn.modules.batchnorm import is_moving
 from fakequant.nn.modules.folded_layers import folded_pairs
 from fakequant.nn.walk import named_quantizers
 from fakequant.qat.checks.report import Finding
@@ -59,8 +58,7 @@ def collecting_statistics(model: nn.Module) -> Iterator[Finding]:
 
 def moving_norms(model: nn.Module) -> Iterator[Finding]:
     """Source: Krishnamoorthi 2018 (arXiv:1806.08342), section 3.2.2: batch statistics are noise for the quantizers."""
-    norms = {name: norm for name, norm in model.named_modules() if isinstance(norm, _BatchNorm)}
-    names = [name for name, norm in norms.items() if norm.track_running_stats and not isinstance(norm, Frozen)]
+    names = [name for name, module in model.named_modules() if is_moving(module)]
     if names:
         text = f"{len(names)} batch norms move their statistics in training: {shortened(names)}"
         yield Finding("", text, "Freeze them, at the latest near the end: qat.freeze_batchnorm(model)", is_hint=True)
