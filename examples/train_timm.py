@@ -37,9 +37,9 @@ def enlarged(split: Split) -> Split:
 
 
 def quantized(model: nn.Module, example: Tensor) -> nn.Module:
-    """Return the model with quantizers and frozen BatchNorm statistics."""
+    """Return the model with quantizers."""
     fq.quantize(model, "int8", example_inputs=example, target="tensorrt")
-    return fq.freeze_batchnorm(model)
+    return model
 
 
 def fine_tune(model: nn.Module, training: Split, test: Split, folder: Path) -> tuple[nn.Module, Path]:

@@ -103,8 +103,9 @@ def test_a_shared_range_is_in_the_state_once_so_that_safetensors_takes_it(net):
 
 def test_a_state_with_a_shared_range_under_every_name_loads(net, models):
     names = [name for name, m in net.named_modules(remove_duplicate=False) if isinstance(m, TensorQuantizer)]
-    state = net.state_dict() | {f"{name}._amax": net.get_submodule(name).amax for name in names}
-    net.load_state_dict(state, strict=True)
+    doubled = {f"{name}._amax": net.get_submodule(name).amax * 2 for name in names}
+    net.load_state_dict(net.state_dict() | doubled, strict=True)
+    assert all(torch.equal(net.get_submodule(name).amax, doubled[f"{name}._amax"]) for name in names)
 
 
 def test_a_float_state_dict_loads_strictly_and_leaves_the_ranges(net, models):

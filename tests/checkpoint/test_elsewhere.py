@@ -17,7 +17,8 @@ import importlib.util, json, pathlib, sys
 import torch
 import fakequant as fq
 
-name, file, folder = sys.argv[1:]
+name, file, folder, threads = sys.argv[1:]
+torch.set_num_threads(int(threads))  # sums depend on it
 spec = importlib.util.spec_from_file_location(name, file)
 models = sys.modules[name] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(models)
@@ -39,7 +40,15 @@ def same_elsewhere(saved_models, tmp_path_factory):
         fq.save_quantized(model, folder / f"{number}.safetensors")
         torch.save(model.eval()(case.batch()), folder / f"{number}.pt")
     run = subprocess.run(
-        [sys.executable, "-c", CODE, saved_models.__name__, saved_models.__file__, folder],
+        [
+            sys.executable,
+            "-c",
+            CODE,
+            saved_models.__name__,
+            saved_models.__file__,
+            folder,
+            str(torch.get_num_threads()),
+        ],
         capture_output=True,
         text=True,
         check=False,

@@ -6,6 +6,7 @@ from torch import nn
 import fakequant
 from fakequant import QuantDescriptor, Rule, preset
 from fakequant.calib import MaxCalibrator, register_calibrator
+from fakequant.calib.calibrator import CALIBRATORS
 from fakequant.errors import CalibrationError, InvalidValueError
 from fakequant.qat import follow_ranges, reestimate_weights
 
@@ -116,14 +117,19 @@ def test_a_bad_weight_is_named_and_nothing_changes():
     assert model[0].weight_quantizer.amax is None
 
 
-@register_calibrator("max_and_one")
-class MaxAndOne(MaxCalibrator):
-    def compute_range(self, method=None, *, percentile=99.99):
-        found = super().compute_range(method)
-        return found and found._replace(amax=found.amax + 1)
+@pytest.fixture
+def max_and_one(monkeypatch):
+    """A calibrator of a user's."""
+    monkeypatch.setattr("fakequant.calib.calibrator.CALIBRATORS", dict(CALIBRATORS))
+
+    @register_calibrator("max_and_one")
+    class MaxAndOne(MaxCalibrator):
+        def compute_range(self, method=None, *, percentile=99.99):
+            found = super().compute_range(method)
+            return found and found._replace(amax=found.amax + 1)
 
 
-def test_a_calibrator_of_ones_own_takes_the_range():
+def test_a_calibrator_of_ones_own_takes_the_range(max_and_one):
     model = conv(CHANNEL4.replace(calib_method="max_and_one"), calibrated=False)
     reestimate_weights(model, "mse")
     expected = np.abs(rows(model)).max(1).astype(np.float32) + 1
