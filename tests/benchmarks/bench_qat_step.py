@@ -51,12 +51,17 @@ def _of_modelopt() -> nn.Module | None:
 
 
 def main() -> None:
-    """ResNet-18, 64x64, batch 16; learned ranges are those of LSQ, of weights and activations."""
+    """ResNet-18, 64x64, batch 16; learned ranges are those of LSQ, of weights and activations.
+
+    One of the images asks for their gradient, which the first convolution then computes.
+    """
     learned = [fq.Rule(type=kind, input=_LEARNED[0], weight=_LEARNED[1]) for kind in ("Conv2d", "Linear")]
+    but_the_images = [*learned, fq.Rule(name="conv1", input=fq.QuantDescriptor(8), weight=_LEARNED[1])]
     models = {
         "float": network("resnet18").train(),
         "QAT": _quantized(),
         "QAT, learned ranges": _quantized(*learned),
+        "QAT, learned, but not of the images": _quantized(*but_the_images),
         "QAT, call sites": _quantized(example_inputs=(_IMAGES,)),
     }
     eager = {**models, "QAT, save_memory": save_memory(_quantized()), "NVIDIA ModelOpt": _of_modelopt()}

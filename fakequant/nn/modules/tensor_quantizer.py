@@ -174,14 +174,13 @@ class TensorQuantizer(Switches, GridView, RangeState):
             InvalidTypeError: inputs are not floating point.
             InvalidValueError: amax does not fit inputs; gives both shapes.
         """
-        if not inputs.is_floating_point():
-            raise InvalidTypeError(f"inputs: expected a floating point tensor, got {inputs.dtype}")
+        _check_floating(inputs)
         if self.needs_range:
             self._range_for(inputs)
         return inputs
 
     def _quantize(self, inputs: Tensor) -> Tensor:
-        inputs = self.checked(inputs)
+        _check_floating(inputs)
         grid = self._descriptor
         if self._scheme is not None:
             return self._scheme.fake_quantize(inputs, grid)
@@ -261,3 +260,8 @@ class TensorQuantizer(Switches, GridView, RangeState):
             "calib" if self._if_calib else "",
         ]
         return " ".join(filter(None, words))
+
+
+def _check_floating(inputs: Tensor) -> None:
+    if not inputs.is_floating_point():
+        raise InvalidTypeError(f"inputs: expected a floating point tensor, got {inputs.dtype}")
