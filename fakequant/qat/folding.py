@@ -59,9 +59,9 @@ def fold_batchnorm(model: nn.Module, example_inputs: Any) -> FoldReport:
     With all quantizers off, training is bit-identical to the float model; eval mode cannot be, since the weights are
     multiplied first, and is so up to rounding (4 ulp of the largest output at most, of one layer).
 
-    Gradient checkpointing repeats a forward and moves statistics twice a step, as it does in torch's own norms. Do not
-    compile a model that checkpoints a part of itself while norms still move: torch 2.13 gets their gradients wrong
-    without a word. Freeze them first. Under ``fully_shard`` each process has statistics of its own.
+    Gradient checkpointing repeats a forward and moves statistics twice a step, as it does in torch's own norms. Inside
+    a compiled model it is an error while norms still move, since torch would get their gradients wrong: freeze them
+    first. Under ``fully_shard`` each process has statistics of its own.
 
     Turn batch norms into nn.SyncBatchNorm before this. A forward hook of the layer sees the output of the norm. The
     layer reads parameters of the norm: FSDP must have both in one unit, and nn.DataParallel cannot copy them.

@@ -19,7 +19,7 @@ def follow_ranges(model: nn.Module, momentum: float = 0.01) -> None:
     fixed ranges stay as they are, and so do those of weights; a weight without a range has that of its own values,
     until ``freeze_ranges`` keeps it. A checkpoint holds the ranges and not that they follow: ``Phases`` knows, or
     call this again after a resume. Quantizers that only another target uses are not called, and keep what they were
-    calibrated to.
+    calibrated to. Gradient checkpointing inside a compiled model is an error while ranges follow.
 
     In a distributed training each process sees its own data. DistributedDataParallel gives all of them the ranges
     of the first process at each step, which is as good where data is shuffled. FSDP, or

@@ -34,13 +34,7 @@ from fakequant.nn.modules.linear import QuantLinear
 from fakequant.nn.modules.quant_module import QuantProduct
 from fakequant.nn.modules.tensor_quantizer import TensorQuantizer
 from fakequant.nn.sharding import is_sharded, whole
-
-# The norm updates its variance after the layer has read it. The compiler would read it again in the backward pass,
-# and get wrong gradients (torch 2.13, pytorch/pytorch#197039), but never calls an op twice that it does not know.
-_LIBRARY = torch.library.Library("fakequant", "FRAGMENT")
-_LIBRARY.define("snapshot(Tensor x) -> Tensor")
-_LIBRARY.impl("snapshot", torch.clone, "CompositeExplicitAutograd")
-_LIBRARY.impl("snapshot", torch.empty_like, "Meta")
+from fakequant.nn.snapshot import snapshot
 
 
 class FoldedLayer(QuantProduct):
@@ -98,8 +92,8 @@ class FoldedLayer(QuantProduct):
     def _variance_read(self) -> Tensor:
         """Return the running variance before the norm updates it, also where a checkpoint runs the layer again."""
         if torch.compiler.is_compiling():
-            variance: Tensor = torch.ops.fakequant.snapshot(self._norm.running_var)
-            return variance
+            assert self._norm.running_var is not None
+            return snapshot(self._norm.running_var)
         if not is_repeated():
             self._variance = self._norm.running_var.clone()  # type: ignore[union-attr]
         return self._variance

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fakequant import arithmetic
 from fakequant.errors import InvalidValueError
 from fakequant.nn.sharding import is_sharded
+from fakequant.nn.snapshot import snapshot
 
 AMAX, AMIN = "_amax", "_amin"
 
@@ -143,7 +144,8 @@ class RangeState(nn.Module):
                     self._replace(key, new.clone())
                 else:
                     new = new.reshape(present.shape)
-                    present.lerp_(new.where(new.isfinite(), present), momentum)
+                    before = snapshot(present) if torch.compiler.is_compiling() else present
+                    present.copy_(before.lerp(new.where(new.isfinite(), before), momentum))
 
     def _check_whole(self) -> None:
         if is_sharded(self._amax):
