@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from fakequant.arithmetic import DEAD_AMAX
 from fakequant.errors import InvalidValueError, TrainingError
 from fakequant.nn import TensorQuantizer
+from fakequant.nn.sharding import share
 from fakequant.nn.walk import check_is_quantized, named_quantizers
 from fakequant.shortened import shortened
 
@@ -97,7 +98,7 @@ class Watch:
     def _ranges(self) -> dict[tuple[str, str], Tensor]:
         """Return every known end of a range by the names of its quantizer and of the end."""
         return {
-            (name, key): getattr(quantizer, key).detach()
+            (name, key): share(getattr(quantizer, key).detach())
             for name, quantizer in self._quantizers.items()
             if quantizer.is_calibrated
             for key in quantizer.range_keys
@@ -128,14 +129,14 @@ class Watch:
                 continue
             end, first, start = key[1:], now[is_off][0].item(), self._start[name, key][is_off][0].item()
             grad = getattr(self._quantizers[name], key).grad
-            why = "" if grad is None or bool(grad.isfinite().all()) else "; its gradient is not finite"
+            why = "" if grad is None or bool(share(grad).isfinite().all()) else "; its gradient is not finite"
             yield (
                 f"{name}: expected {end} within a factor {self._factor:g} of {start:.6g}, where it started, got "
                 f"{first:.6g}{why}. Lower the learning rate (of learned ranges: range_lr of qat.parameter_groups)"
             )
 
     def _unfit_parameters(self) -> Iterator[str]:
-        names = [name for name, value in self._model.named_parameters() if not bool(value.isfinite().all())]
+        names = [name for name, value in self._model.named_parameters() if not bool(share(value).isfinite().all())]
         if names:
             yield f"parameters that are not finite: {shortened(names)}"
 
@@ -169,7 +170,8 @@ def watch(model: nn.Module, optimizer: Optimizer | None = None, *, factor: float
     A gradient that is not finite shows in its range after the same step. Evaluation is not watched.
 
     Watch a model before torch.compile compiles it in its first call: torch does not see hooks that come later.
-    A copy of the model, such as an average of it, is not watched; checkpoints and pickles are as without.
+    A copy of the model, such as an average of it, is not watched; checkpoints and pickles are as without. In a
+    distributed training each process looks at what it has: under ``fully_shard`` at its share of the ranges.
 
     Args:
         model: that is trained.

@@ -193,6 +193,12 @@ def test_a_group_of_their_own_keeps_learned_ranges_in_float32(networks, found):
         torch.testing.assert_close(step, expected, rtol=0.05, atol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
 
 
+def test_a_share_of_a_range_that_runs_away_is_named_by_its_process(found):
+    first, second = (process["watched"] for process in found)
+    assert first.startswith("TrainingError: step 2:\n  0._weight_quantizer: expected amax within a factor 1024")
+    assert second is None
+
+
 @pytest.mark.parametrize("case", ["quantize sharded", "dequantize sharded"])
 def test_what_changes_modules_refuses_a_sharded_model(found, case):
     for process in found:

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fakequant as fq
 from fakequant.nn.walk import named_quantizers
-from fakequant.qat import average_ranges, broadcast_ranges, follow_ranges, freeze_batchnorm
+from fakequant.qat import average_ranges, broadcast_ranges, follow_ranges, freeze_batchnorm, watch
 
 RANK = int(os.environ["RANK"])
 WHOLE = StateDictOptions(full_state_dict=True)
@@ -193,6 +193,18 @@ def set_a_range(model: nn.Module) -> None:
     model[0].input_quantizer.amax = 1.0
 
 
+def watched() -> None:
+    """A step that is well, then one in which a range of one number, which the first process has, runs away."""
+    model = sharded(model_of("residual"))
+    runaway = next(p for n, p in model.named_parameters() if n.endswith("weight_quantizer._amax"))
+    with watch(model) as watching:
+        for factor in (1, 1e6):
+            networks.train(model, half("residual"), steps=1)
+            with torch.no_grad():
+                runaway.to_local().mul_(factor)
+            watching.step()
+
+
 CASES: dict[str, Callable[[], Any]] = {
     **{f"parallel {n} {p}": lambda n=n, p=p: parallel(n, p) for n, p in PARALLEL},
     **{f"fully sharded {n}": lambda n=n: fully_sharded(n) for n in networks.NETWORKS},
@@ -213,6 +225,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "mixed learned in a group": lambda: mixed_learned(in_a_group=True),
     "quantize sharded": lambda: fq.quantize(sharded(networks.float_network("residual"))),
     "dequantize sharded": lambda: after_sharding(fq.dequantize),
+    "watched": watched,
     "set a sharded range": lambda: after_sharding(set_a_range),
 }
 
