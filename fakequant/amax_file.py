@@ -69,11 +69,11 @@ def load_amax(model: nn.Module, path: str | os.PathLike[str], *, strict: bool = 
     before = {name: quantizers[name].ends for name in ranges if name in quantizers}
     try:
         for name in before:
-            quantizers[name].amax = None
-            quantizers[name].set_range(*ranges[name])
+            quantizers[name].replace_range(*ranges[name])
     except InvalidValueError as error:
         for other, ends in before.items():
-            quantizers[other].amax = None
-            if ends[0] is not None:
-                quantizers[other].set_range(*ends)
+            if ends[0] is None:
+                quantizers[other].amax = None
+            else:
+                quantizers[other].replace_range(*ends)
         raise InvalidValueError(f"{path}: {name}: {error}") from None

@@ -118,8 +118,7 @@ class Calibration:
 
     def _write(self, method: str, found: dict[str, DataRange]) -> None:
         for name, ends in found.items():
-            self._quantizers[name].amax = None
-            self._quantizers[name].set_range(*ends)
+            self._quantizers[name].replace_range(*ends)
         self.method = method
         self.ranges = tuple(self._range(name, ends) for name, ends in found.items())
 

@@ -37,5 +37,4 @@ def start_lsq_plus(model: nn.Module) -> None:
     for quantizer, weight in learned:
         rows = as_rows(weight.tensor.detach().to(torch.float64), quantizer.axis)
         amax = lsq_plus_weight_amax(rows.mean(1), rows.std(1, correction=0), quantizer.num_bits)  # type: ignore[arg-type]
-        quantizer.amax = None
-        quantizer.amax = amax.reshape(kept_shape(weight.tensor.shape, quantizer.axis))
+        quantizer.replace_range(amax.reshape(kept_shape(weight.tensor.shape, quantizer.axis)))

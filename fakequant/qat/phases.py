@@ -75,9 +75,11 @@ class Phases:
         A function of many steps is called once, at the last of them.
 
         Raises:
-            InvalidValueError: a state before the present one; what was done since cannot be undone.
+            InvalidValueError: a state before the present one; what was done since cannot be undone. Or none of this.
         """
-        steps = state["steps"]
+        steps = state.get("steps")
+        if not isinstance(steps, int):
+            raise InvalidValueError(f"state: expected what Phases.state_dict returned, got {sorted(map(str, state))}")
         if steps < self._steps:
             raise InvalidValueError(f"steps: expected at least {self._steps}, which began already, got {steps}")
         ranges = [(quantizer, copy.deepcopy(quantizer.state_dict())) for _, quantizer in named_quantizers(self._model)]

@@ -38,11 +38,10 @@ def broadcast_ranges(model: nn.Module, group: Optional["ProcessGroup"] = None) -
     first = _ranges_of_all(quantizers, group)[0]
     for name, quantizer in quantizers.items():
         amax, amin = first[name]
-        present, _ = quantizer.ends
-        if amax is None or present is None or amax.shape != present.shape:
+        if amax is None:
             quantizer.amax = None
-        if amax is not None:
-            quantizer.set_range(amax, amin)
+        else:
+            quantizer.replace_range(amax, amin)
 
 
 def average_ranges(model: nn.Module, group: Optional["ProcessGroup"] = None) -> None:

@@ -42,11 +42,8 @@ def reestimate_weights(model: nn.Module, method: str = "max") -> None:
         if quantizer.is_to_calibrate and not quantizer.descriptor.learn_amax
     }
     for quantizer, ends in found.items():
-        if ends is None:
-            continue
-        if quantizer.is_calibrated and quantizer.amax.shape != ends.amax.shape:  # type: ignore[union-attr]
-            quantizer.amax = None
-        quantizer.set_range(*ends)
+        if ends is not None:
+            quantizer.replace_range(*ends)
 
 
 def _range(name: str, quantizer: TensorQuantizer, weight: Weight, method: str) -> DataRange | None:

@@ -152,6 +152,23 @@ def test_a_bad_affine_range_is_refused(ends, message):
         TensorQuantizer(GRIDS["affine"]).set_range(*ends)
 
 
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_range_of_the_same_shape_is_replaced_in_place(learned):
+    quantizer = TensorQuantizer(QuantDescriptor(axis=0, learn_amax="lsq" if learned else False))
+    quantizer.set_range([1.0, 2.0])
+    tensor = quantizer.amax
+    quantizer.replace_range([3.0, 4.0])
+    assert quantizer.amax is tensor
+    assert tensor.tolist() == [3.0, 4.0]
+
+
+def test_a_range_of_another_shape_replaces_the_tensor():
+    quantizer = TensorQuantizer(GRIDS["affine"])
+    quantizer.set_range(1.0, -1.0)
+    quantizer.replace_range([3.0, 4.0], [-1.0, 0.0])
+    assert (quantizer.amax.tolist(), quantizer.amin.tolist()) == ([3.0, 4.0], [-1.0, 0.0])
+
+
 def test_a_symmetric_grid_has_no_lower_end():
     with pytest.raises(InvalidValueError, match="amin: expected None on a symmetric grid, got -1.0"):
         TensorQuantizer().set_range(1.0, -1.0)

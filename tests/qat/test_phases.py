@@ -183,6 +183,11 @@ def test_going_back_is_refused():
         phases.load_state_dict({"steps": 2})
 
 
+def test_another_state_is_refused():
+    with pytest.raises(InvalidValueError, match=r"state: expected what Phases.state_dict returned, got \['epoch'\]"):
+        Phases(nn.Identity(), {}).load_state_dict({"epoch": 2})
+
+
 @pytest.mark.parametrize("key", ["0", 1.0, True, None])
 def test_a_key_that_is_no_step_is_refused(key):
     with pytest.raises(InvalidTypeError, match="changes: expected a step or a range of steps as key"):

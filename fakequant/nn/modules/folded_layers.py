@@ -248,5 +248,4 @@ def _move_range(quantizer: TensorQuantizer, before: Tensor, after: Tensor) -> No
         whole, _ = range_of(quantizer.descriptor, before)
         share = amax.reshape(whole.shape if amax.numel() == whole.numel() else amax.shape) / whole
         found = torch.where(whole > 0, share * found, found)
-    quantizer.amax = None
-    quantizer.set_range(found, amin)
+    quantizer.replace_range(found, amin)

@@ -107,6 +107,22 @@ class RangeState(nn.Module):
             InvalidValueError: an end of the wrong sign, not finite, or of another shape than the present one; a
                 learned range that ``fully_shard`` has split.
         """
+        new = self._as_ends(amax, amin)
+        for key, value in new.items():
+            present = getattr(self, key)
+            if present.numel() > 0 and value.shape != present.shape:
+                raise InvalidValueError(f"{key[1:]}: expected shape {tuple(present.shape)}, got {tuple(value.shape)}")
+        self._store(new)
+
+    def replace_range(self, amax: object, amin: object = None) -> None:
+        """Do the same as ``set_range``, but the shape may be another than the present one.
+
+        Where it is not, the tensors stay what they are: an optimizer goes on training a learned range.
+        """
+        self._store(self._as_ends(amax, amin))
+
+    def _as_ends(self, amax: object, amin: object) -> dict[str, Tensor]:
+        """Return the ends of a new range by key, as they are kept."""
         self._check_whole()
         if (amin is None) != (AMIN not in self.range_keys):
             expected = "None on a symmetric grid" if AMIN not in self.range_keys else "the lower end of an affine grid"
@@ -116,14 +132,12 @@ class RangeState(nn.Module):
             new[AMIN] = arithmetic.check_amin(amin)
             if new[AMIN].shape != new[AMAX].shape:
                 raise InvalidValueError(f"amin: expected shape {tuple(new[AMAX].shape)}, got {tuple(new[AMIN].shape)}")
-        new = {key: self._as_kept(key, value) for key, value in new.items()}
+        return {key: self._as_kept(key, value) for key, value in new.items()}
+
+    def _store(self, new: dict[str, Tensor]) -> None:
         for key, value in new.items():
             present = getattr(self, key)
-            if present.numel() > 0 and value.shape != present.shape:
-                raise InvalidValueError(f"{key[1:]}: expected shape {tuple(present.shape)}, got {tuple(value.shape)}")
-        for key, value in new.items():
-            present = getattr(self, key)
-            if present.numel() == 0:
+            if value.shape != present.shape:
                 self._replace(key, value.to(present.device, torch.float32, copy=True))
             else:
                 with torch.no_grad():

@@ -145,9 +145,7 @@ class TensorQuantizer(Switches, GridView, RangeState):
                     f"{type(self._calibrator).__name__} has seen no data. Call enable_calib() and feed the model first"
                 )
             return
-        if self.is_calibrated and found.amax.shape != self._amax.shape:
-            self.amax = None
-        self.set_range(*found)
+        self.replace_range(*found)
 
     # The call.
 
