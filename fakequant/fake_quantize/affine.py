@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fakequant import arithmetic
-from fakequant.fake_quantize.again import apply
+from fakequant.fake_quantize.recompute import apply
 from fakequant.onnx_ops import as_constant, is_exporting, quantize_dequantize, torchscript_quantize_dequantize
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fakequant import arithmetic
 from fakequant.descriptor_fields import FLOAT_FORMATS
-from fakequant.fake_quantize.again import apply
+from fakequant.fake_quantize.recompute import apply
 from fakequant.fake_quantize.ste import ClippedStraightThrough
 from fakequant.onnx_ops import is_exporting, quantize_dequantize_float
 

@@ -28,7 +28,7 @@ from torch.autograd.function import once_differentiable
 
 from fakequant import arithmetic
 from fakequant.fake_quantize.affine import fake_quantize_affine
-from fakequant.fake_quantize.again import apply
+from fakequant.fake_quantize.recompute import apply
 from fakequant.fake_quantize.uniform import fake_quantize
 from fakequant.onnx_ops import is_exporting
 

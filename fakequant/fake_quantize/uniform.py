@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fakequant import arithmetic
-from fakequant.fake_quantize.again import apply
+from fakequant.fake_quantize.recompute import apply
 from fakequant.fake_quantize.ste import ClippedStraightThrough
 from fakequant.onnx_ops import as_constant, is_exporting, quantize_dequantize, torchscript_quantize_dequantize
 

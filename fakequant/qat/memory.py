@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from fakequant.fake_quantize import quantized_again
+from fakequant.fake_quantize import recompute_quantized
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -15,7 +15,7 @@ class _Entered(threading.local):
     """The models whose forward this thread is in, each with what its hook has begun."""
 
     def __init__(self) -> None:
-        self.stack: list[tuple[nn.Module, quantized_again]] = []
+        self.stack: list[tuple[nn.Module, recompute_quantized]] = []
 
 
 _entered = _Entered()
@@ -54,7 +54,7 @@ def _enter(model: nn.Module, args: Any) -> None:
     # this one, if a KeyboardInterrupt skipped the hook that leaves. This call then ends what that one began.
     # Only a private function of torch tells that there are any.
     if not torch.compiler.is_compiling() and torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
-        saving = quantized_again()
+        saving = recompute_quantized()
         saving.__enter__()
         _entered.stack.append((model, saving))
 

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fakequant as fq
 from fakequant import QuantDescriptor, qat
-from fakequant.fake_quantize import fake_quantize, quantized_again
+from fakequant.fake_quantize import fake_quantize, recompute_quantized
 from fakequant.qat import save_memory, stop_saving_memory
 
 RECIPES = {
@@ -166,13 +166,13 @@ def test_any_view_of_any_layout_is_made_again(layout, use):
 
     x = torch.randn(6, 4)
     expected = gradient()
-    with quantized_again():
+    with recompute_quantized():
         assert torch.equal(gradient(), expected)
 
 
 def test_what_was_quantized_twice_is_made_again_twice():
     x = torch.randn(50, requires_grad=True)
-    with Alive() as alive, quantized_again():
+    with Alive() as alive, recompute_quantized():
         loss = fake_quantize(fake_quantize(x, torch.tensor(0.1), -8, 7), torch.tensor(0.3), -4, 3).square().sum()
         assert alive.bytes() < x.nbytes
     loss.backward()
@@ -215,7 +215,7 @@ def test_ranges_that_move_before_backward_do_not_matter(x):
 
 def test_an_input_that_was_changed_before_backward_is_an_error():
     leaf = torch.randn(5, requires_grad=True)
-    with quantized_again():
+    with recompute_quantized():
         x = leaf * 1
         loss = fake_quantize(x, torch.tensor(0.1), -8, 7).square().sum()
     x.add_(1)
@@ -227,7 +227,7 @@ def test_an_input_that_was_changed_before_backward_is_an_error():
 
 def test_a_result_that_was_changed_is_kept_as_it_is():
     x = torch.tensor([0.26, -0.1], requires_grad=True)
-    with quantized_again():
+    with recompute_quantized():
         loss = fake_quantize(x, torch.tensor(0.25), -8, 7).mul_(3).square().sum()
     loss.backward()
     assert x.grad.tolist() == [2 * 0.75 * 3, 0.0]
@@ -380,8 +380,8 @@ def test_a_part_may_save_memory_too(x):
 
 def test_what_is_inside_another_ends_alone():
     x = torch.randn(50, requires_grad=True)
-    with Alive() as alive, quantized_again():
-        with quantized_again():
+    with Alive() as alive, recompute_quantized():
+        with recompute_quantized():
             pass
         loss = fake_quantize(x, torch.tensor(0.3), -4, 3).square().sum()
         assert alive.bytes() < x.nbytes

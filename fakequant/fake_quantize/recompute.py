@@ -1,8 +1,8 @@
-"""Quantizing again in backward: what a layer would keep follows from what its quantizer keeps.
+"""Recomputing quantized tensors in backward: what a layer would keep follows from what its quantizer keeps.
 
 For its gradient a layer keeps its quantized input and weight, and the quantizer keeps what it quantized,
 which a float model keeps too: the weight itself, an activation that the layer before has saved. Inside
-``quantized_again`` only the latter is kept; in backward the same function makes the former of it again,
+``recompute_quantized`` only the latter is kept; in backward the same function makes the former of it again,
 so that no bit of a gradient changes, and copies of activations and weights last no longer than the
 layer's own forward and backward pass.
 """
@@ -27,7 +27,7 @@ class _Origin(NamedTuple):
     inputs: Sequence[Any]
 
 
-class _Again(NamedTuple):
+class _Recomputed(NamedTuple):
     """A tensor that lies in the memory of a quantizer's result."""
 
     origin: _Origin
@@ -46,17 +46,17 @@ class _Running(threading.local):
     """What this thread is inside of."""
 
     def __init__(self) -> None:
-        self.innermost: quantized_again | None = None
+        self.innermost: recompute_quantized | None = None
 
 
 _running = _Running()
 
 
-class quantized_again(saved_tensors_hooks):  # noqa: N801 - a context manager, named like those of torch
+class recompute_quantized(saved_tensors_hooks):  # noqa: N801 - a context manager, named like those of torch
     """Inside, layers keep no quantized tensor for backward that its quantizer can make again.
 
     >>> x = torch.randn(3, requires_grad=True)
-    >>> with quantized_again():
+    >>> with recompute_quantized():
     ...     loss = x.square().sum()
     >>> loss.backward()
     """
@@ -64,7 +64,7 @@ class quantized_again(saved_tensors_hooks):  # noqa: N801 - a context manager, n
     def __init__(self) -> None:
         super().__init__(self._pack, _unpack)
         self._origins: dict[StorageWeakRef, _Origin] = {}
-        self._outer: quantized_again | None = None
+        self._outer: recompute_quantized | None = None
 
     def __enter__(self) -> None:
         """Begin."""
@@ -82,15 +82,15 @@ class quantized_again(saved_tensors_hooks):  # noqa: N801 - a context manager, n
         packed = tuple(self._pack(v) if isinstance(v, Tensor) else v for v in inputs)
         self._origins[StorageWeakRef(result.untyped_storage())] = _Origin(result._version, function, packed)
 
-    def _pack(self, tensor: Tensor) -> _Kept | _Again:
+    def _pack(self, tensor: Tensor) -> _Kept | _Recomputed:
         if type(tensor) in (Tensor, Parameter) and tensor.layout is torch.strided:
             origin = self._origins.get(StorageWeakRef(tensor.untyped_storage()))
             if origin is not None and origin.version == tensor._version:
-                return _Again(origin, (tensor.size(), tensor.stride(), tensor.storage_offset()))
+                return _Recomputed(origin, (tensor.size(), tensor.stride(), tensor.storage_offset()))
         return _Kept(tensor.detach(), tensor._version)
 
 
-def _unpack(packed: _Kept | _Again) -> Tensor:
+def _unpack(packed: _Kept | _Recomputed) -> Tensor:
     if isinstance(packed, _Kept):
         if packed.tensor._version != packed.version:
             raise RuntimeError(
@@ -99,13 +99,13 @@ def _unpack(packed: _Kept | _Again) -> Tensor:
                 f"got {packed.tensor._version}"
             )
         return packed.tensor
-    inputs = [_unpack(v) if isinstance(v, _Kept | _Again) else v for v in packed.origin.inputs]
+    inputs = [_unpack(v) if isinstance(v, _Kept | _Recomputed) else v for v in packed.origin.inputs]
     result: Tensor = packed.origin.function.apply(*inputs)
     return result.as_strided(*packed.place)
 
 
 def apply(function: type[Function], *inputs: Any) -> Tensor:
-    """Return ``function.apply(*inputs)``, which inside ``quantized_again`` can be made again of inputs."""
+    """Return ``function.apply(*inputs)``, which inside ``recompute_quantized`` can be made again of inputs."""
     result: Tensor = function.apply(*inputs)
     if not torch.compiler.is_compiling() and result.requires_grad and _running.innermost is not None:
         _running.innermost.note(result, function, inputs)
