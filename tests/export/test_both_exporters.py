@@ -14,6 +14,8 @@ import fakequant as fq
 from fakequant.export import ExportReport, Session
 from fakequant.export.graph import constant_of
 
+pytestmark = pytest.mark.slow
+
 TORCHSCRIPT, TORCH_EXPORT = 17, 18
 
 

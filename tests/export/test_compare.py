@@ -24,6 +24,8 @@ from fakequant.export import CompareReport, Session
 from fakequant.export.difference import Difference
 from fakequant.export.graph import QUANTIZER_KEY, TARGET_KEY, constant_of
 
+pytestmark = pytest.mark.slow
+
 TARGETS = ("tensorrt", "onnxruntime")
 
 

@@ -11,6 +11,8 @@ from torch.export import Dim
 
 import fakequant as fq
 
+pytestmark = pytest.mark.slow
+
 BOTH_EXPORTERS = pytest.mark.parametrize("opset", [17, 18])
 
 
