@@ -27,7 +27,7 @@ from fakequant.distributed import Alone, Processes, together, without_sharing
 from fakequant.errors import CalibrationError, InvalidValueError
 from fakequant.nn import TensorQuantizer
 from fakequant.nn.modes import evaluating
-from fakequant.nn.sharding import whole
+from fakequant.nn.sharding import reshard, whole
 from fakequant.nn.walk import Weight, named_quantizers, weights_of_quantizers
 from fakequant.retarget import every_target
 
@@ -60,7 +60,7 @@ class Range:
 class Calibration:
     """What one pass over the data collected, and the ranges that were computed from it last.
 
-    ``print`` it for a table. It refers to the model's quantizers and outlives changes of their switches.
+    ``print`` it for a table. It refers to the model and outlives changes of its quantizers' switches.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Calibration:
         calibrators: dict[str, Calibrator],
         weights: dict[str, Weight | None],
         num_batches: int,
+        model: nn.Module,
     ) -> None:
         self.num_batches = num_batches
         self.method = ""
@@ -76,6 +77,7 @@ class Calibration:
         self._quantizers = quantizers
         self._calibrators = calibrators
         self._weights = weights
+        self._model = model
 
     def apply(self, method: str, *, weight_method: str = "max", percentile: float = 99.99) -> "Calibration":
         """Compute every range by a method and write it into the quantizers; returns itself.
@@ -117,6 +119,7 @@ class Calibration:
         return found
 
     def _write(self, method: str, found: dict[str, DataRange]) -> None:
+        reshard(self._model)
         for name, ends in found.items():
             self._quantizers[name].replace_range(*ends)
         self.method = method
@@ -217,7 +220,7 @@ def calibrate(
         if strict:
             _raise_if([f"{name}: was never called" for name in never])
         seen = {name: q for name, q in quantizers.items() if name not in never}
-        calibration = Calibration(seen, calibrators, weights, every.num_batches)
+        calibration = Calibration(seen, calibrators, weights, every.num_batches, model)
         found = calibration._search(method, weight_method, percentile)
         peers.finish()
         calibration._write(method, found)

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from fakequant.distributed.model_runs import shares_buffers
 from fakequant.errors import CalibrationError
 from fakequant.nn import TensorQuantizer
+from fakequant.nn.modules.folded_layers import folded_pairs
 from fakequant.nn.sharding import is_sharded
 
 _MISSING = "nothing of that name"
@@ -20,7 +22,7 @@ def description(
 ) -> dict[str, str]:
     """Return {name: words} of every option, quantizer and parameter of a calibration.
 
-    Buffers may differ, as the statistics of BatchNorm do in training.
+    Buffers may differ, as the statistics of BatchNorm do in training. Not so those that a folded weight is made of.
     """
     parts = {name: repr(value) for name, value in options.items()}
     parts |= {name: quantizer.descriptor.to_json() for name, quantizer in quantizers.items()}
@@ -28,6 +30,8 @@ def description(
         if not isinstance(module, TensorQuantizer):
             for key, parameter in module.named_parameters(name, recurse=False):
                 parts[key] = _words(parameter)
+    for name in () if shares_buffers(model) else folded_pairs(model).values():
+        parts |= {f"{name}.{key}": _words(buffer) for key, buffer in model.get_submodule(name).named_buffers()}
     return parts
 
 

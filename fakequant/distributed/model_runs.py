@@ -24,6 +24,11 @@ def needs_equal_steps(model: nn.Module) -> bool:
     )
 
 
+def shares_buffers(model: nn.Module) -> bool:
+    """Whether the forward of each replica begins with the buffers of the first process."""
+    return bool(_replicas(model))
+
+
 def share_buffers(model: nn.Module, group: "ProcessGroup") -> None:
     """Give the replicas of DistributedDataParallel the buffers of the first process, as their forward would."""
     source = distributed.get_global_rank(group, 0)
@@ -49,4 +54,4 @@ def without_sharing(model: nn.Module) -> Iterator[None]:
 
 def _replicas(model: nn.Module) -> list[DistributedDataParallel]:
     """Return those whose forward broadcasts buffers."""
-    return [m for m in model.modules() if isinstance(m, DistributedDataParallel) and m.will_sync_module_buffers()]
+    return [m for m in model.modules() if isinstance(m, DistributedDataParallel) and m.forward_sync_buffers]

@@ -16,6 +16,23 @@ def whole(tensor: Tensor) -> Tensor:
     return full
 
 
+def split_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """Return a tensor that every process has split over them as another one is; asks no other process."""
+    if not is_sharded(other):
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(other, DTensor)
+    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+
+
+def reshard(model: nn.Module) -> None:
+    """Split parameters again that a forward of ``fully_shard`` has gathered: what is written into these is lost."""
+    for module in model.modules():
+        if callable(getattr(module, "reshard", None)) and callable(getattr(module, "unshard", None)):
+            module.reshard()  # type: ignore[operator]
+
+
 def share(tensor: Tensor) -> Tensor:
     """Return what this process has of a sharded tensor, any other tensor as it is; asks no other process."""
     local: Tensor = getattr(tensor, "to_local", lambda: tensor)()
@@ -28,6 +45,7 @@ def check_whole(model: nn.Module) -> None:
     Raises:
         InvalidValueError: it is; names the first such parameter.
     """
+    reshard(model)  # a root that a forward has gathered looks whole
     for name, parameter in model.named_parameters():
         if is_sharded(parameter):
             raise InvalidValueError(

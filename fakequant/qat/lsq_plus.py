@@ -10,6 +10,7 @@ from torch import nn
 from fakequant.arithmetic import as_rows, kept_shape
 from fakequant.arithmetic.learned_ranges import lsq_plus_weight_amax
 from fakequant.errors import InvalidValueError
+from fakequant.nn.sharding import reshard
 from fakequant.nn.walk import weights_of_quantizers
 
 
@@ -34,6 +35,7 @@ def start_lsq_plus(model: nn.Module) -> None:
     learned = [(q, w) for q, w in weights_of_quantizers(model).items() if q.descriptor.learn_amax == "lsq"]
     if not learned:
         raise InvalidValueError('model: expected a weight with learn_amax="lsq", got none')
+    reshard(model)
     for quantizer, weight in learned:
         rows = as_rows(weight.tensor.detach().to(torch.float64), quantizer.axis)
         amax = lsq_plus_weight_amax(rows.mean(1), rows.std(1, correction=0), quantizer.num_bits)  # type: ignore[arg-type]

@@ -5,8 +5,8 @@ elements. If one process calibrated and another did not, it lets them differ in 
 and expect different sizes. What all processes have is gathered here first, so that all raise where they differ.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Optional, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Optional, TypeAlias
 
 import torch
 from torch import Tensor, distributed, nn
@@ -18,7 +18,14 @@ from fakequant.nn.walk import named_quantizers
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-_Ranges: TypeAlias = dict[str, tuple[Tensor | None, Tensor | None]]
+
+class _Range(NamedTuple):
+    grid: str
+    amax: Tensor | None
+    amin: Tensor | None
+
+
+_Ranges: TypeAlias = dict[str, _Range]
 
 
 def broadcast_ranges(model: nn.Module, group: Optional["ProcessGroup"] = None) -> None:
@@ -32,12 +39,12 @@ def broadcast_ranges(model: nn.Module, group: Optional["ProcessGroup"] = None) -
         group: of torch.distributed; None for all processes.
 
     Raises:
-        InvalidValueError: another process has other quantizers; then all raise, and no range is changed.
+        InvalidValueError: another process has other quantizers or grids; then all raise, and no range is changed.
     """
     quantizers = dict(named_quantizers(model))
     first = _ranges_of_all(quantizers, group)[0]
     for name, quantizer in quantizers.items():
-        amax, amin = first[name]
+        _, amax, amin = first[name]
         if amax is None:
             quantizer.amax = None
         else:
@@ -54,28 +61,31 @@ def average_ranges(model: nn.Module, group: Optional["ProcessGroup"] = None) -> 
         group: of torch.distributed; None for all processes.
 
     Raises:
-        InvalidValueError: no range follows, other ones follow in another process, or one is still unknown; all
-            raise, with its name, and no range is changed.
+        InvalidValueError: no range follows, other ones follow in another process, one is still unknown, or of
+            another grid or shape there; all raise, with its name, and no range is changed.
     """
     following = {name: q for name, q in named_quantizers(model) if q.momentum is not None and not q.stands_by}
     of_all = _ranges_of_all(following, group)
     unknown = [
         f"{name} in process {rank}"
         for rank, ranges in enumerate(of_all)
-        for name, (amax, _) in ranges.items()
-        if amax is None
+        for name, known in ranges.items()
+        if known.amax is None
     ]
     if unknown or not following:
         found = f"none for {', '.join(unknown)}" if unknown else "none that follow"
         raise InvalidValueError(f"model: expected known ranges that follow the data, got {found}")
+    means = {name: _mean(name, [ranges[name] for ranges in of_all]) for name in following}
     for name, quantizer in following.items():
-        amax, amin = (_mean(ends) for ends in zip(*(ranges[name] for ranges in of_all), strict=True))
-        quantizer.set_range(amax, amin)
+        quantizer.set_range(*means[name])
 
 
 def _ranges_of_all(quantizers: Mapping[str, TensorQuantizer], group: Optional["ProcessGroup"]) -> list[_Ranges]:
     """Return the ranges of quantizers in each process; raise in all of them if they have not the same ones."""
-    mine: _Ranges = {name: _on_cpu(*quantizer.ends) for name, quantizer in quantizers.items()}
+    mine: _Ranges = {
+        name: _Range(quantizer.descriptor.to_json(), *(None if end is None else end.cpu() for end in quantizer.ends))
+        for name, quantizer in quantizers.items()
+    }
     if not distributed.is_available() or not distributed.is_initialized():
         return [mine]
     of_all: list[_Ranges] = [mine] * distributed.get_world_size(group)
@@ -87,13 +97,19 @@ def _ranges_of_all(quantizers: Mapping[str, TensorQuantizer], group: Optional["P
             raise InvalidValueError(
                 f"{differing[0]}: expected the same quantizers in all processes, got it in {here}, not in {there}"
             )
+        for name, (grid, _, _) in other.items():
+            if grid != first[name].grid:
+                raise InvalidValueError(
+                    f"{name}: expected the same grid in all processes, got {first[name].grid} in 0, {grid} in {rank}"
+                )
     return of_all
 
 
-def _on_cpu(amax: Tensor | None, amin: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    return None if amax is None else amax.cpu(), None if amin is None else amin.cpu()
-
-
-def _mean(ends: Iterable[Tensor | None]) -> Tensor | None:
-    known = [end for end in ends if end is not None]
-    return torch.stack(known).mean(0) if known else None
+def _mean(name: str, ranges: Sequence[_Range]) -> tuple[Tensor, Tensor | None]:
+    amax = [known.amax for known in ranges if known.amax is not None]
+    amin = [known.amin for known in ranges if known.amin is not None]
+    if len({end.shape for end in amax}) > 1:
+        raise InvalidValueError(
+            f"{name}: expected a range of the same shape in all processes, got {[tuple(end.shape) for end in amax]}"
+        )
+    return torch.stack(amax).mean(0), torch.stack(amin).mean(0) if amin else None

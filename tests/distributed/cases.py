@@ -217,6 +217,7 @@ def equal_cases(rank: int, groups: dict[int, object]) -> Iterator[tuple[str, dic
     yield "alone", run(Net(), images()[rank:], processes=None)
     replicas = DistributedDataParallel(Net())
     replicas.module.norm.running_mean += rank  # training leaves them so
+    replicas.require_forward_param_sync = False  # as after a forward without gradient
     yield "ddp", run(replicas, share(images(), rank, 4))
     yield "ddp-module", run(DistributedDataParallel(Net()).module, share(images(), rank, 4))
     if rank == 0:  # the others would have to broadcast too

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import fakequant as fq
 from fakequant.nn.walk import named_quantizers
 from fakequant.qat import freeze_batchnorm
 
@@ -205,6 +206,23 @@ def test_what_changes_modules_refuses_a_sharded_model(found, case):
         assert process[case].startswith("InvalidValueError: 0.weight: expected a parameter as a whole")
 
 
-def test_a_sharded_range_cannot_be_set(found):
+def test_a_sharded_range_is_set_in_every_process(found):
+    assert [process["set a sharded range"] for process in found] == [1, 1]
+
+
+def test_shards_are_calibrated_like_the_whole(networks, found):
+    model = alone(networks, "residual")
+    fq.calibrate(model, [3 * networks.data("residual")[0]], progress=False)
+    expected = {key: value for key, value in model.state_dict().items() if "quantizer" in key}
+    for process in found[:1]:
+        assert_close(process["calibrate shards"], expected, tolerance=0)
+
+
+def test_shards_are_checked(found):
     for process in found:
-        assert process["set a sharded range"].startswith("InvalidValueError: amax: expected a learned range as a whole")
+        assert "range" not in process["check shards"]
+
+
+def test_broadcast_ranges_refuses_another_grid_in_every_process(found):
+    for process in found:
+        assert process["other grid"].startswith("InvalidValueError: 1._input_quantizer: expected the same grid in all")

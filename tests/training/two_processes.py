@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fakequant as fq
 from fakequant.nn.walk import named_quantizers
-from fakequant.qat import average_ranges, broadcast_ranges, follow_ranges, freeze_batchnorm, watch
+from fakequant.qat import average_ranges, broadcast_ranges, check, follow_ranges, freeze_batchnorm, watch
 
 RANK = int(os.environ["RANK"])
 WHOLE = StateDictOptions(full_state_dict=True)
@@ -185,12 +185,34 @@ def mixed_learned(in_a_group: bool) -> dict[str, Any]:
     return {"losses": losses, "state": get_model_state_dict(model, options=WHOLE)}
 
 
-def after_sharding(change: Callable[[nn.Module], object]) -> None:
-    change(sharded(model_of("residual")))
+def after_sharding(change: Callable[[nn.Module], object]) -> dict[str, Tensor]:
+    """The whole state after a change of shards that a forward in eval mode has gathered."""
+    model = sharded(model_of("residual"))
+    with torch.no_grad():
+        model(half("residual")[0])
+    change(model)
+    return {key: value for key, value in get_model_state_dict(model, options=WHOLE).items() if "quantizer" in key}
 
 
-def set_a_range(model: nn.Module) -> None:
+def calibrate_again(model: nn.Module) -> None:
+    fq.calibrate(model, [3 * half("residual")[0]], progress=False)
+
+
+def set_a_range() -> float:
+    model = sharded(model_of("residual"))
     model[0].input_quantizer.amax = 1.0
+    return model.get_parameter("0._input_quantizer._amax").full_tensor().item()
+
+
+def other_grid() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    fq.quantize(model, fq.preset("int8") + fq.Rule("1", input=fq.QuantDescriptor(8 - RANK)))
+    for index, layer in enumerate(model):
+        layer.input_quantizer.amax = index + RANK + 1.0
+    try:
+        broadcast_ranges(model)
+    finally:
+        assert [layer.input_quantizer.amax.item() for layer in model] == [RANK + 1, RANK + 2]
 
 
 def watched() -> None:
@@ -226,7 +248,10 @@ CASES: dict[str, Callable[[], Any]] = {
     "quantize sharded": lambda: fq.quantize(sharded(networks.float_network("residual"))),
     "dequantize sharded": lambda: after_sharding(fq.dequantize),
     "watched": watched,
-    "set a sharded range": lambda: after_sharding(set_a_range),
+    "set a sharded range": set_a_range,
+    "calibrate shards": lambda: after_sharding(calibrate_again),
+    "check shards": lambda: str(check(sharded(model_of("residual")))),
+    "other grid": other_grid,
 }
 
 

@@ -15,7 +15,7 @@ with the batch's mean and sigma, and sigma' = sqrt(running_var + eps): the paper
 the price of one convolution and no more memory, because weights are divided instead of outputs.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from fakequant.nn.modules.conv_transpose import QuantConvTranspose1d, QuantConvT
 from fakequant.nn.modules.linear import QuantLinear
 from fakequant.nn.modules.quant_module import QuantProduct
 from fakequant.nn.modules.tensor_quantizer import TensorQuantizer
+from fakequant.nn.moves import Moves
 from fakequant.nn.sharding import is_sharded, whole
 from fakequant.nn.snapshot import snapshot
 
@@ -49,6 +50,7 @@ class FoldedLayer(QuantProduct):
 
     _norm: _BatchNorm
     _variance: Tensor
+    _moves: Moves
 
     @property
     def norm(self) -> _BatchNorm:
@@ -78,6 +80,7 @@ class FoldedLayer(QuantProduct):
             return self.weight, self.bias
         grouped = (tensor.reshape(self._grouped_shape()) for tensor in (quantized, folded.detach()))
         divided = Divide.apply(*grouped, self._along_channels(factor), self._channel_axes)  # type: ignore[no-untyped-call]
+        self._moves.end_with(divided)
         return divided.reshape(self.weight.shape).to(self.weight.dtype), self.bias
 
     def _factor(self) -> Tensor:
@@ -94,9 +97,17 @@ class FoldedLayer(QuantProduct):
         if torch.compiler.is_compiling():
             assert self._norm.running_var is not None
             return snapshot(self._norm.running_var)
-        if not is_repeated():
+        if is_repeated():
+            self._moves.check(str(self._norm))
+        else:
+            self._moves.add()
             self._variance = self._norm.running_var.clone()  # type: ignore[union-attr]
         return self._variance
+
+    def train(self, mode: bool = True) -> Any:
+        """Set the mode; what ran before is no part of a step of training."""
+        self._moves = Moves()
+        return super().train(mode)
 
     def _gathered(self, parameter: Tensor) -> Tensor:
         """Return a parameter as a whole. With gradient only a forward of ``fully_shard`` can gather it."""
@@ -202,6 +213,7 @@ def fold(layer: QuantProduct, norm: _BatchNorm) -> None:
     layer.__class__ = folded
     norm.__class__ = FOLDED[type(norm)]  # type: ignore[assignment]
     object.__setattr__(layer, "_norm", norm)  # not as a child: it is one already, elsewhere
+    vars(layer)["_moves"] = Moves()
     _move_range(layer.weight_quantizer, layer.weight, folded.folded_weight(layer))  # type: ignore[arg-type]
 
 
@@ -214,6 +226,7 @@ def unfold(module: nn.Module) -> None:
         module.__class__ = module.unfolded_class  # type: ignore[assignment]
         del vars(module)["_norm"]
         vars(module).pop("_variance", None)
+        vars(module).pop("_moves", None)
         _move_range(module.weight_quantizer, before, module.weight)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fakequant import arithmetic
 from fakequant.errors import InvalidValueError
-from fakequant.nn.sharding import is_sharded
+from fakequant.nn.sharding import is_sharded, split_like
 from fakequant.nn.snapshot import snapshot
 
 AMAX, AMIN = "_amax", "_amin"
@@ -79,6 +79,11 @@ class RangeState(nn.Module):
         return getattr(self, AMIN) if AMIN in self.range_keys and self.is_calibrated else None
 
     @property
+    def is_whole(self) -> bool:
+        """Whether ``fully_shard`` has not split it over processes."""
+        return not is_sharded(self._amax)
+
+    @property
     def ends(self) -> tuple[Tensor | None, Tensor | None]:
         """(amax, amin) without gradient and with their signs: an optimizer may have turned those of learned ones."""
         if not self.is_calibrated:
@@ -102,10 +107,11 @@ class RangeState(nn.Module):
     def set_range(self, amax: object, amin: object = None) -> None:
         """Set both ends of the range; amin for an affine grid only.
 
+        A learned range that ``fully_shard`` has split is set in each process that calls this.
+
         Raises:
             InvalidTypeError: an end that is no number or tensor.
-            InvalidValueError: an end of the wrong sign, not finite, or of another shape than the present one; a
-                learned range that ``fully_shard`` has split.
+            InvalidValueError: an end of the wrong sign, not finite, or of another shape than the present one.
         """
         new = self._as_ends(amax, amin)
         for key, value in new.items():
@@ -123,7 +129,6 @@ class RangeState(nn.Module):
 
     def _as_ends(self, amax: object, amin: object) -> dict[str, Tensor]:
         """Return the ends of a new range by key, as they are kept."""
-        self._check_whole()
         if (amin is None) != (AMIN not in self.range_keys):
             expected = "None on a symmetric grid" if AMIN not in self.range_keys else "the lower end of an affine grid"
             raise InvalidValueError(f"amin: expected {expected}, got {amin!r}")
@@ -138,10 +143,11 @@ class RangeState(nn.Module):
         for key, value in new.items():
             present = getattr(self, key)
             if value.shape != present.shape:
+                self._check_whole()
                 self._replace(key, value.to(present.device, torch.float32, copy=True))
             else:
                 with torch.no_grad():
-                    present.copy_(value)
+                    present.copy_(split_like(value, present))
 
     def follow_range(self, amax: Tensor, amin: Tensor | None, momentum: float) -> None:
         """Move the range towards another one by a share of the way, without gradient; all of it while unknown.
@@ -162,10 +168,10 @@ class RangeState(nn.Module):
                     present.copy_(before.lerp(new.where(new.isfinite(), before), momentum))
 
     def _check_whole(self) -> None:
-        if is_sharded(self._amax):
+        if not self.is_whole:
             raise InvalidValueError(
-                "amax: expected a learned range as a whole, got one that fully_shard has split over processes. Set "
-                "ranges before, and read them from the full state_dict (torch.distributed.checkpoint.state_dict)"
+                "amax: expected a learned range as a whole, got one that fully_shard has split over processes. "
+                "Calibrate before, and read it from the full state_dict (torch.distributed.checkpoint.state_dict)"
             )
 
     def _pause_learning(self, paused: bool) -> None:
@@ -248,7 +254,7 @@ class RangeState(nn.Module):
     def _short_range(self) -> str:
         if not self.is_calibrated:
             return "dynamic"
-        if is_sharded(self._amax):
+        if not self.is_whole:
             return "sharded"
         if self._amax.is_meta:
             return "meta"

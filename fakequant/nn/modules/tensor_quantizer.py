@@ -15,6 +15,7 @@ from fakequant.nn.modes import is_repeated
 from fakequant.nn.modules.grid_view import GridView
 from fakequant.nn.modules.range_state import RangeState
 from fakequant.nn.modules.switches import Switches
+from fakequant.nn.moves import Moves
 from fakequant.onnx_ops import is_exporting
 
 
@@ -62,6 +63,7 @@ class TensorQuantizer(Switches, GridView, RangeState):
         """Whether what it quantizes is a weight; set by the module or call site that it belongs to."""
         self.momentum: float | None = None
         """In training, how far each call moves the range towards that of its input; None not at all."""
+        self._moves = Moves()
         self.grids: dict[str, QuantDescriptor] = {}
         """By target, for a quantizer that was placed; see ``fakequant.retarget``."""
 
@@ -158,12 +160,15 @@ class TensorQuantizer(Switches, GridView, RangeState):
         """
         if self._disabled or self.stands_by:
             return inputs
-        can_follow = self.training and self.is_to_calibrate and inputs.numel()
-        if self.momentum is not None and can_follow and not is_repeated():
-            self.follow_range(*arithmetic.range_of(self._descriptor, inputs), self.momentum)
+        follows = self.momentum is not None and self.training and self.is_to_calibrate and inputs.numel() > 0
+        if follows:
+            self._follow(inputs)
         if self._if_calib:
             self._calibrator.collect(inputs)
-        return self._quantize(inputs) if self._if_quant else inputs
+        output = self._quantize(inputs) if self._if_quant else inputs
+        if follows and self._if_quant:
+            self._moves.end_with(output)
+        return output
 
     def checked(self, inputs: Tensor) -> Tensor:
         """Return inputs if they can be quantized.
@@ -176,6 +181,19 @@ class TensorQuantizer(Switches, GridView, RangeState):
         if self.needs_range:
             self._range_for(inputs)
         return inputs
+
+    def train(self, mode: bool = True) -> "TensorQuantizer":
+        """Set the mode; what ran before is no part of a step of training."""
+        self._moves = Moves()
+        return super().train(mode)
+
+    def _follow(self, inputs: Tensor) -> None:
+        assert self.momentum is not None
+        if is_repeated():
+            self._moves.check(str(self))
+            return
+        self._moves.add()
+        self.follow_range(*arithmetic.range_of(self._descriptor, inputs), self.momentum)
 
     def _quantize(self, inputs: Tensor) -> Tensor:
         _check_floating(inputs)

@@ -26,8 +26,10 @@ def uncalibrated(model: nn.Module) -> Iterator[Finding]:
 def unfit_range(model: nn.Module) -> Iterator[Finding]:
     """A range that is not finite makes everything behind it NaN; what has a range of 0 is lost."""
     for name, quantizer in named_quantizers(model):
+        if not (quantizer.is_enabled and quantizer.is_whole):
+            continue
         amax, amin = quantizer.ends
-        if amax is None or not quantizer.is_enabled:
+        if amax is None:
             continue
         span = amax if amin is None else amax - amin
         dead, size = int((span <= DEAD_AMAX).sum()), span.numel()
