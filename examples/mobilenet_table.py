@@ -1,4 +1,4 @@
-"""The table that tutorials show for MobileNetV2 (float, per-tensor, per-channel, QAT), on real digits in a minute.
+"""The table that tutorials show for MobileNetV2 (float, per-tensor, per-channel, QAT), on real digits, in a minute.
 
     python examples/mobilenet_table.py        (a number behind it is the seed, else 0)
 

@@ -1,4 +1,4 @@
-"""Handwritten digits, from training to a validated int8 ONNX file, on a CPU in about a minute.
+"""Handwritten digits, from training to a validated int8 ONNX file, on a CPU in half a minute.
 
     python examples/quickstart.py        (or: python -m fakequant demo)
 

@@ -1,7 +1,7 @@
 """The statistics of all processes, combined in place.
 
-Three collectives whatever the number of quantizers: the largest values, then the sums, whose bins
-they align, and the calibrators of a user's own, which only know how to ``merge``.
+Two all-reduces whatever the number of quantizers: the largest values, then the sums, whose bins they
+align; and two all-gathers for calibrators of a user's own, which only know how to ``merge``.
 """
 
 import io

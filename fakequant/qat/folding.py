@@ -61,7 +61,9 @@ def fold_batchnorm(model: nn.Module, example_inputs: Any) -> FoldReport:
 
     Gradient checkpointing repeats a forward and moves statistics twice a step, as it does in torch's own norms. Inside
     a compiled model it is an error while norms still move, since torch would get their gradients wrong: freeze them
-    first. Under ``fully_shard`` each process has statistics of its own.
+    first. Under ``fully_shard`` each process has statistics of its own, and under DistributedDataParallel they differ
+    by one update: call ``broadcast_ranges`` after folding or unfolding in the course of a training, or ranges of
+    weights that are learned differ between processes from then on.
 
     Turn batch norms into nn.SyncBatchNorm before this. A forward hook of the layer sees the output of the norm. The
     layer reads parameters of the norm: FSDP must have both in one unit, and nn.DataParallel cannot copy them.

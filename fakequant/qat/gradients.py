@@ -35,7 +35,8 @@ def quantize_gradients(model: nn.Module, num_bits: int) -> QuantizedGradients:
     """Quantize the gradient that comes into the output of each quantized layer that has weights.
 
     The forward pass is unchanged. The first axis of an output counts the samples, each of which has
-    its own range. Noise comes from torch's default generator.
+    its own range. Noise comes from torch's default generator. Call this before torch.compile compiles the
+    model in its first call: torch does not see hooks that come later.
 
     Args:
         model: a quantized model, trained or to be trained.

@@ -7,11 +7,12 @@ there, which is ``calibrate(method="mse")``.
 import torch
 from torch import nn
 
-from fakequant.arithmetic import as_rows, kept_shape
+from fakequant.arithmetic import as_rows, check_amax, kept_shape
 from fakequant.arithmetic.learned_ranges import lsq_plus_weight_amax
+from fakequant.collecting import naming
 from fakequant.errors import InvalidValueError
-from fakequant.nn.sharding import reshard
-from fakequant.nn.walk import weights_of_quantizers
+from fakequant.nn.sharding import reshard, whole
+from fakequant.nn.walk import named_quantizers, weights_of_quantizers
 
 
 def start_lsq_plus(model: nn.Module) -> None:
@@ -21,7 +22,7 @@ def start_lsq_plus(model: nn.Module) -> None:
         model: quantized, with weights on grids of ``learn_amax="lsq"``.
 
     Raises:
-        InvalidValueError: there is no such weight.
+        InvalidValueError: there is no such weight; one holds NaN or Inf, with its name. Nothing is changed.
 
     >>> from fakequant import QuantDescriptor
     >>> from fakequant.nn import QuantLinear
@@ -36,7 +37,12 @@ def start_lsq_plus(model: nn.Module) -> None:
     if not learned:
         raise InvalidValueError('model: expected a weight with learn_amax="lsq", got none')
     reshard(model)
+    names = {quantizer: name for name, quantizer in named_quantizers(model)}
+    found = {}
     for quantizer, weight in learned:
-        rows = as_rows(weight.tensor.detach().to(torch.float64), quantizer.axis)
+        rows = as_rows(whole(weight.tensor).detach().to(torch.float64), quantizer.axis)
         amax = lsq_plus_weight_amax(rows.mean(1), rows.std(1, correction=0), quantizer.num_bits)  # type: ignore[arg-type]
-        quantizer.replace_range(amax.reshape(kept_shape(weight.tensor.shape, quantizer.axis)))
+        with naming(names[quantizer]):
+            found[quantizer] = check_amax(amax.reshape(kept_shape(weight.tensor.shape, quantizer.axis)))
+    for quantizer, amax in found.items():
+        quantizer.replace_range(amax)

@@ -6,7 +6,8 @@ moving averages over the batches of training; weights take their extremes as the
 
 from torch import nn
 
-from fakequant.arithmetic import range_of
+from fakequant.arithmetic import check_amax, range_of
+from fakequant.collecting import naming
 from fakequant.errors import InvalidValueError
 from fakequant.nn.sharding import whole
 from fakequant.nn.walk import named_quantizers, weights_of_quantizers
@@ -17,9 +18,10 @@ def follow_ranges(model: nn.Module, momentum: float = 0.01) -> None:
 
     A quantizer without a range takes that of its first batch, which must run before ``torch.compile``. Learned and
     fixed ranges stay as they are, and so do those of weights; a weight without a range has that of its own values,
-    until ``freeze_ranges`` keeps it. A checkpoint holds the ranges and not that they follow: ``Phases`` knows, or
-    call this again after a resume. Quantizers that only another target uses are not called, and keep what they were
-    calibrated to. Gradient checkpointing inside a compiled model is an error while ranges follow.
+    until ``freeze_ranges`` keeps it. A state dict holds the ranges and not that they follow: a manifest and ``Phases``
+    know, or call this again after a resume. Quantizers that only another target uses are not called, and keep what
+    they were calibrated to. While ranges follow, gradient checkpointing is an error inside a compiled model, and where
+    a quantizer is called more than once between two backward passes: gradients would be those of another range.
 
     In a distributed training each process sees its own data. DistributedDataParallel gives all of them the ranges
     of the first process at each step, which is as good where data is shuffled. FSDP, or
@@ -57,10 +59,20 @@ def follow_ranges(model: nn.Module, momentum: float = 0.01) -> None:
 
 
 def freeze_ranges(model: nn.Module) -> None:
-    """Undo ``follow_ranges``: ranges stay as they are now, also those of weights that were never calibrated."""
-    following = [quantizer for _, quantizer in named_quantizers(model) if quantizer.momentum is not None]
-    for quantizer in following:
-        quantizer.momentum = None
+    """Undo ``follow_ranges``: ranges stay as they are now, also those of weights that were never calibrated.
+
+    Raises:
+        InvalidValueError: such a weight holds NaN or Inf; names its quantizer. Nothing is changed.
+    """
+    names = {quantizer: name for name, quantizer in named_quantizers(model)}
+    following = [quantizer for quantizer in names if quantizer.momentum is not None]
+    found = {}
     for quantizer, weight in weights_of_quantizers(model).items() if following else ():
         if quantizer.is_to_calibrate and not (quantizer.is_calibrated or quantizer.descriptor.learn_amax):
-            quantizer.set_range(*range_of(quantizer.descriptor, whole(weight.tensor)))
+            found[quantizer] = range_of(quantizer.descriptor, whole(weight.tensor))
+            with naming(names[quantizer]):
+                check_amax(found[quantizer][0])
+    for quantizer in following:
+        quantizer.momentum = None
+    for quantizer, ends in found.items():
+        quantizer.set_range(*ends)

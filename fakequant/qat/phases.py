@@ -21,7 +21,7 @@ class Phases:
     the functions of step 0 are called before anything is trained.
 
     A training that is resumed goes on as it was. That ranges follow the data, which batch norms are frozen and
-    the numbers of bits are in no checkpoint of a model: save ``state_dict()`` beside that of the model, and
+    the numbers of bits are in no state dict of a model (a manifest has them): save ``state_dict()`` beside it, and
     ``load_state_dict`` sets them again. Which of the two is loaded first does not matter; but load that of the
     phases first if a function of your own changes weights.
 
@@ -107,8 +107,13 @@ def _as_steps(key: int | range) -> range:
 
 
 def _as_list(key: int | range, changes: Change | Sequence[Change]) -> list[Change]:
-    found = list(changes) if isinstance(changes, Sequence) else [changes]
+    found = [changes] if isinstance(changes, str) or not isinstance(changes, Sequence) else list(changes)
     for change in found:
+        if isinstance(change, nn.Module):
+            raise InvalidTypeError(
+                f"changes[{key!r}]: expected functions of the model, got what one returned, a {type(change).__name__}: "
+                "give the function itself, or a functools.partial of it"
+            )
         if not callable(change):
             raise InvalidTypeError(f"changes[{key!r}]: expected functions of the model, got {change!r}")
     return found

@@ -58,7 +58,7 @@ class Watch:
         self._handles: list[Any] = [
             quantizer.register_forward_pre_hook(functools.partial(_meet, self._log, name))
             for name, quantizer in self._quantizers.items()
-            if not quantizer.is_weight
+            if not (quantizer.is_weight or quantizer.stands_by)
         ]
         self._meets = bool(self._handles)
         if optimizer is not None:

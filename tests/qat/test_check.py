@@ -245,6 +245,12 @@ def calibrate_too_late(model, batches):
     return {"optimizer": optimizer}
 
 
+def switch_all_off(model, batches):
+    for _, quantizer in named_quantizers(model):
+        quantizer.disable()
+    return {}
+
+
 def decay(model, batches):
     return {"optimizer": sgd(model, weight_decay=1e-4)}
 
@@ -261,6 +267,7 @@ PROBLEMS = {
     forget_a_range: "0._input_quantizer: expected a range, got none",
     forget_the_range_of_a_weight: "0._weight_quantizer: expected a range, got none",
     follow_beside_a_learned_range: "4._input_quantizer: expected a range, got none",
+    switch_all_off: "model: expected a quantizer that quantizes, got 4 that are off or wait for another target",
     spoil_a_range: "4._input_quantizer: expected a finite range, got NaN",
     zero_a_range: "0._input_quantizer: expected a range above 0, got 0",
     go_around_a_layer: "4._input_quantizer: expected a call, got none in 2 batches",

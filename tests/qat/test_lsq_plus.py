@@ -39,3 +39,11 @@ def test_it_replaces_a_calibrated_range():
 def test_a_model_without_learned_weights_is_refused():
     with pytest.raises(InvalidValueError, match='expected a weight with learn_amax="lsq", got none'):
         start_lsq_plus(quantized())
+
+
+def test_a_weight_that_is_not_finite_is_named_and_nothing_is_changed():
+    model = nn.Sequential(quantized(learn_amax="lsq"), quantized(learn_amax="lsq"))
+    model[1].weight.data[0] = torch.nan
+    with pytest.raises(InvalidValueError, match="1._weight_quantizer: amax: expected finite values >= 0"):
+        start_lsq_plus(model)
+    assert not model[0].weight_quantizer.is_calibrated

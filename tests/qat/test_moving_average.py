@@ -156,7 +156,7 @@ def test_gradient_checkpointing_moves_a_range_once(use_reentrant):
     follow_ranges(model, momentum=0.5)
     step(model, 4.0, -1.0)
     x = torch.tensor([[2.0, -1.0]], requires_grad=True)
-    checkpoint(model, x, use_reentrant=use_reentrant).sum().backward()
+    checkpoint(model.train(), x, use_reentrant=use_reentrant).sum().backward()
     assert model.input_quantizer.amax == 3.0
 
 
@@ -187,3 +187,13 @@ def test_averaging_needs_known_ranges_that_follow(following, message):
         follow_ranges(model)
     with pytest.raises(InvalidValueError, match=f"expected known ranges that follow the data, {message}"):
         average_ranges(model)
+
+
+def test_freezing_names_a_weight_that_is_not_finite_and_changes_nothing():
+    model = nn.Sequential(linear(), linear())
+    follow_ranges(model)
+    model[1].weight.data[0] = torch.nan
+    with pytest.raises(InvalidValueError, match="1._weight_quantizer: amax: expected finite values >= 0"):
+        freeze_ranges(model)
+    assert model[0].input_quantizer.momentum
+    assert not model[0].weight_quantizer.is_calibrated

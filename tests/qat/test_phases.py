@@ -188,6 +188,11 @@ def test_another_state_is_refused():
         Phases(nn.Identity(), {}).load_state_dict({"epoch": 2})
 
 
+def test_a_call_in_place_of_a_function_is_refused():
+    with pytest.raises(InvalidTypeError, match=r"changes\[3\]: expected functions of the model, got what one returned"):
+        Phases(nn.Identity(), {3: nn.Linear(2, 2)})
+
+
 @pytest.mark.parametrize("key", ["0", 1.0, True, None])
 def test_a_key_that_is_no_step_is_refused(key):
     with pytest.raises(InvalidTypeError, match="changes: expected a step or a range of steps as key"):

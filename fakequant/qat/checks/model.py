@@ -50,6 +50,14 @@ def switched_off(model: nn.Module) -> Iterator[Finding]:
         yield Finding("", text, "Call enable() and enable_quant() on those that shall quantize", is_hint=True)
 
 
+def nothing_quantizes(model: nn.Module) -> Iterator[Finding]:
+    """Training would be that of the float model."""
+    quantizers = [quantizer for _, quantizer in named_quantizers(model)]
+    if quantizers and not any(quantizer.is_enabled for quantizer in quantizers):
+        text = f"expected a quantizer that quantizes, got {len(quantizers)} that are off or wait for another target"
+        yield Finding("", text, "Call enable(), or retarget()")
+
+
 def collecting_statistics(model: nn.Module) -> Iterator[Finding]:
     """Histograms of every training step cost time and memory, and nobody reads them."""
     names = [name for name, q in named_quantizers(model) if q.is_collecting]
@@ -80,4 +88,13 @@ def in_eval_mode(model: nn.Module) -> Iterator[Finding]:
         yield Finding("", "is in eval mode", "Call model.train() before training", is_hint=True)
 
 
-CHECKS = (uncalibrated, unfit_range, switched_off, collecting_statistics, moving_norms, torn_folds, in_eval_mode)
+CHECKS = (
+    uncalibrated,
+    unfit_range,
+    nothing_quantizes,
+    switched_off,
+    collecting_statistics,
+    moving_norms,
+    torn_folds,
+    in_eval_mode,
+)

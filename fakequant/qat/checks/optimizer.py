@@ -38,7 +38,7 @@ def foreign(model: nn.Module, optimizer: Optimizer) -> Iterator[Finding]:
 
 
 def stale_state(model: nn.Module, optimizer: Optimizer) -> Iterator[Finding]:
-    """An optimizer that ran before calibration has momentum in the shape of an empty range."""
+    """A state in the shape of another range: Adagrad's, made before calibration, or of a range calibrated anew."""
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
