@@ -36,8 +36,8 @@ class Moves:
             raise TrainingError(
                 f"{what}: expected one call between two backward passes, because gradient checkpointing repeats it and "
                 f"its state moves with each call, got {self._count}: gradients would be wrong. Call "
-                "fakequant.qat.freeze_ranges and freeze_batchnorm first, or leave this part out of the checkpoint; after "
-                "forwards in training mode that no backward follows, call model.train()"
+                "fakequant.qat.freeze_ranges and freeze_batchnorm first, or leave this part out of the checkpoint. "
+                "After forwards in training mode that no backward follows, call model.train()"
             )
 
     def _end(self, grad: Tensor) -> None:

@@ -13,8 +13,8 @@ import fakequant as fq
 from fakequant.call_sites import CallSite, CallSites, PerCall
 
 OF_TORCH = frozenset(vars(nn.Module())) - {"training"}
-NOT_SAVED = frozenset({"_calibrator", "reported", "_learning"})
-"""Attributes: collected statistics; warnings that were given; what is left of a pause in learning when it is over."""
+NOT_SAVED = frozenset({"_calibrator", "reported", "_learning", "_moves"})
+"""Collected statistics; warnings that were given; a pause in learning that is over; moves since the last backward."""
 
 SWITCHES = frozenset({"_disabled", "_if_quant", "_if_calib", "stands_by"})
 
