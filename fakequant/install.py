@@ -111,17 +111,17 @@ class _Installation:
             intercept(self._modules[name], sites)
 
     def _hide_callees(self, name: str, owner: nn.Module) -> None:
-        """Hide what an owner calls, by the example and by its own children: in training it may call others."""
-        called = [self._modules[callee] for callee in self._plan.graph.callees.get(name, ())]
-        pending = [child for child in owner.children() if child not in called]
+        """Hide what an owner calls, by the example and by its own children: in training it may call others.
+
+        Of a container it may call one child after another, as ``checkpoint_sequential`` does.
+        """
+        pending = [*(self._modules[callee] for callee in self._plan.graph.callees.get(name, ())), *owner.children()]
         while pending:
             child = pending.pop()
             if isinstance(child, nn.ModuleList | nn.ModuleDict | nn.Sequential):
                 pending.extend(child.children())
             if not isinstance(child, nn.ModuleList | nn.ModuleDict | CallSites | TensorQuantizer | PerCall):
-                called.append(child)
-        for module in called:
-            hide(module)
+                hide(child)
 
 
 def _may_be_unsigned(grid: QuantDescriptor) -> bool:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.overrides import _get_current_function_mode_stack
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import fakequant as fq
 from fakequant.call_sites import KIND_OF, CallSite, CallSites, call_sites, intercept, release
@@ -1060,6 +1060,25 @@ REENTRANT = pytest.mark.parametrize("use_reentrant", [False, True], ids=["saved 
 def test_checkpoint_of_a_model(use_reentrant, net, batch):
     expected = gradients(net, batch)
     assert_close(gradients(net, batch, lambda x: checkpoint(net, x, use_reentrant=use_reentrant)), expected)
+
+
+@REENTRANT
+def test_checkpoints_of_the_children_of_a_container(use_reentrant, quantized, batch):
+    """The example called the container; a norm that is called straight counts its batches by an add."""
+    block = nn.Sequential(conv_bn(), conv_bn())
+
+    def function(m, x):
+        called_by_child = m.training and m.is_on
+        y = checkpoint_sequential(m.block, 2, x, use_reentrant=use_reentrant) if called_by_child else m.block(x)
+        return y + x
+
+    model = quantized(Lambda(function, block=block), "add_0")
+    for norm in (part for part in model.modules() if isinstance(part, nn.BatchNorm2d)):
+        norm.momentum = 0.0
+    model.train().is_on = False
+    expected = gradients(model, batch)
+    model.is_on = True
+    assert_close(gradients(model, batch), expected)
 
 
 @REENTRANT
