@@ -38,10 +38,12 @@ def save_quantized(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Raises:
         InvalidTypeError: no module, or a wrapper around the model, such as DistributedDataParallel.
-        CheckpointError: a model without quantizers; a quantizer of a user's own class; a state that is more than
-            tensors; a file that cannot be written.
+        CheckpointError: a model without quantizers; a quantizer of a user's own class; a range that does not fit its
+            weight; a state that is more than tensors; a file that cannot be written.
+        InvalidValueError: a model that ``fully_shard`` has split, or one of whose folded pairs a part was replaced.
     """
     manifest = manifest_of(model)
+    _check_weights(model)
     state = model.state_dict(keep_vars=True)
     if wrong := _without_values(state):
         raise CheckpointError(f"model: expected a state of tensors with values, got others for {wrong[:5]}")

@@ -113,10 +113,8 @@ def own_modules(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]
     return {name: module for module, name in first.items()}, aliases
 
 
-def _walk(name: str, module: nn.Module, above: tuple[nn.Module, ...] = ()) -> Iterator[tuple[str, nn.Module]]:
+def _walk(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     yield name, module
-    if module in above:
-        return
     for child_name, child in module._modules.items():
         if child is not None and not isinstance(child, CallSites | PerCall | TensorQuantizer):
-            yield from _walk(f"{name}.{child_name}".lstrip("."), child, (*above, module))
+            yield from _walk(f"{name}.{child_name}".lstrip("."), child)

@@ -12,25 +12,8 @@ from torch import nn
 
 from fakequant.errors import InvalidValueError
 from fakequant.nn import QuantInputMixin
-from fakequant.nn.modules.batchnorm import (
-    FROZEN,
-    FrozenBatchNorm1d,
-    FrozenBatchNorm2d,
-    FrozenBatchNorm3d,
-    FrozenSyncBatchNorm,
-    is_moving,
-)
+from fakequant.nn.modules.batchnorm import FROZEN, is_moving
 from fakequant.shortened import shortened
-
-# The classes are where files look for them that torch.save wrote of whole models when they were defined here.
-__all__ = [
-    "FrozenBatchNorm1d",
-    "FrozenBatchNorm2d",
-    "FrozenBatchNorm3d",
-    "FrozenSyncBatchNorm",
-    "freeze_batchnorm",
-    "unfreeze_batchnorm",
-]
 
 _Model = TypeVar("_Model", bound=nn.Module)
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from torch import nn
 
 from fakequant.descriptor import QuantDescriptor
-from fakequant.descriptor_fields import UNIFORM, checked_num_bits
+from fakequant.descriptor_fields import MAX_BITS, MIN_BITS
 from fakequant.errors import InvalidTypeError, InvalidValueError
-from fakequant.nn.walk import named_quantizers
+from fakequant.nn.walk import check_is_quantized, named_quantizers
 
 
 def lower_bits(model: nn.Module, num_bits: int | Mapping[str, int]) -> None:
@@ -35,6 +35,7 @@ def lower_bits(model: nn.Module, num_bits: int | Mapping[str, int]) -> None:
     >>> layer.input_quantizer.num_bits, layer.weight_quantizer.num_bits
     (6, 4)
     """
+    check_is_quantized(model)
     wanted = num_bits if isinstance(num_bits, Mapping) else {"*": num_bits}
     quantizers = {
         name: quantizer
@@ -44,7 +45,8 @@ def lower_bits(model: nn.Module, num_bits: int | Mapping[str, int]) -> None:
     for pattern, bits in wanted.items():
         if isinstance(bits, bool) or not isinstance(bits, int):
             raise InvalidTypeError(f"num_bits[{pattern!r}]: expected an int, got {bits!r}")
-        checked_num_bits(bits, UNIFORM)
+        if not MIN_BITS <= bits <= MAX_BITS:
+            raise InvalidValueError(f"num_bits[{pattern!r}]: expected {MIN_BITS} to {MAX_BITS}, got {bits}")
         if not any(fnmatch.fnmatchcase(name, pattern) for name in quantizers):
             raise InvalidValueError(
                 f"num_bits: expected patterns that match a quantizer on an integer grid, got {pattern!r}, which "

@@ -162,7 +162,7 @@ class _Search:
         name, layer = call.name, self._modules[call.module]
         if not call.is_module:
             return f"{name} is a function, which has no class to change"
-        if not isinstance(layer, QuantProduct) or type(layer) not in FOLDED_LAYERS:
+        if type(layer) not in FOLDED_LAYERS:
             return f"{name} ({type_name_of(layer)}) is not quantized, or is of a class of its own"
         if sole_use(call.output) is None:
             return f"the output of {name} has another reader"

@@ -55,6 +55,15 @@ def test_another_model(placed, path, change, match, refuses):
     refuses(model, match)
 
 
+def test_a_range_that_does_not_fit_its_weight_is_not_written(path):
+    model = nn.Sequential(nn.Linear(4, 3))
+    fq.quantize(model)
+    model[0].weight_quantizer.set_range([[1.0], [1.0]])
+    with pytest.raises(CheckpointError, match=r"0._weight_quantizer: amax: expected shape \(3, 1\)"):
+        fq.save_quantized(model, path)
+    assert not path.exists()
+
+
 def test_a_tie_that_is_lost(saved_models, path, refuses):
     case = saved_models.CASES["transformer"]
     fq.save_quantized(case.model(), path)

@@ -245,6 +245,11 @@ def calibrate_too_late(model, batches):
     return {"optimizer": optimizer}
 
 
+def load_a_range_of_another_layer(model, batches):
+    model.load_state_dict({**model.state_dict(), "0._weight_quantizer._amax": torch.ones(7, 1, 1, 1)})
+    return {}
+
+
 def switch_all_off(model, batches):
     for _, quantizer in named_quantizers(model):
         quantizer.disable()
@@ -267,6 +272,7 @@ PROBLEMS = {
     forget_a_range: "0._input_quantizer: expected a range, got none",
     forget_the_range_of_a_weight: "0._weight_quantizer: expected a range, got none",
     follow_beside_a_learned_range: "4._input_quantizer: expected a range, got none",
+    load_a_range_of_another_layer: "0._weight_quantizer: amax: expected shape (4, 1, 1, 1) for inputs of shape",
     switch_all_off: "model: expected a quantizer that quantizes, got 4 that are off or wait for another target",
     spoil_a_range: "4._input_quantizer: expected a finite range, got NaN",
     zero_a_range: "0._input_quantizer: expected a range above 0, got 0",

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from torch import nn
 
 from fakequant.arithmetic import DEAD_AMAX
-from fakequant.errors import InvalidValueError
+from fakequant.errors import FakeQuantError, InvalidValueError
 from fakequant.nn.modules.batchnorm import is_moving
 from fakequant.nn.modules.folded_layers import folded_pairs
-from fakequant.nn.walk import named_quantizers
+from fakequant.nn.walk import named_quantizers, weights_of_quantizers
 from fakequant.qat.checks.report import Finding
 from fakequant.shortened import shortened
 
@@ -48,6 +48,17 @@ def switched_off(model: nn.Module) -> Iterator[Finding]:
     if names:
         text = f"{len(names)} quantizers are switched off: {shortened(names)}"
         yield Finding("", text, "Call enable() and enable_quant() on those that shall quantize", is_hint=True)
+
+
+def unfit_shape(model: nn.Module) -> Iterator[Finding]:
+    """A range of another shape, such as one that a state dict brought, would be found by the first forward only."""
+    names = {quantizer: name for name, quantizer in named_quantizers(model)}
+    for quantizer, weight in weights_of_quantizers(model).items():
+        if quantizer.is_calibrated and quantizer.is_enabled and quantizer.is_whole:
+            try:
+                quantizer.checked(weight.tensor.detach())
+            except FakeQuantError as error:
+                yield Finding(names[quantizer], str(error), "Calibrate again, or load the state of this model")
 
 
 def nothing_quantizes(model: nn.Module) -> Iterator[Finding]:
@@ -91,6 +102,7 @@ def in_eval_mode(model: nn.Module) -> Iterator[Finding]:
 CHECKS = (
     uncalibrated,
     unfit_range,
+    unfit_shape,
     nothing_quantizes,
     switched_off,
     collecting_statistics,
