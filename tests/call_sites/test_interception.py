@@ -16,6 +16,8 @@ from fakequant.call_sites import KIND_OF, CallSite, CallSites, call_sites, inter
 from fakequant.call_sites.ops import op_named
 from fakequant.nn.walk import named_quantizers
 
+pytestmark = pytest.mark.slow
+
 
 class Lambda(nn.Module):
     """A module whose forward is a function of itself and its inputs."""

@@ -10,6 +10,8 @@ from torch import nn
 import fakequant as fq
 from fakequant.export.graph import constant_of
 
+pytestmark = pytest.mark.slow
+
 ALL = fq.Recipe() + fq.Rule()
 D = fq.QuantDescriptor
 
