@@ -140,7 +140,7 @@ class _LearnedStep(torch.autograd.Function):
             # round(v) - v inside, low or high outside; the difference before the sum, or its digits cancel.
             of_step = position.clamp(low, high).round_()
             _hardtanh_backward.grad_input(position, position, low, high, grad_input=position)
-            to_step = of_step.sub_(position).mul_(grad).sum_to_size(scale.shape)
+            to_step = _inner(of_step.sub_(position), grad, scale)
             return to_step, (grad - to_x).sum_to_size(scale.shape) if zero_point else to_step
 
         to_x, to_step, to_offset = _sums(rule, x, grads[0], *_grid(amax, amin, low, high))
@@ -171,7 +171,7 @@ class _LearnedClip(torch.autograd.Function):
         def rule(x: Tensor, grad: Tensor, to_x: Tensor, end: Tensor) -> _Sums:
             position = x.to(torch.float32).div(end)
             _hardtanh_backward.grad_input(grad, position, lowest, 1, grad_input=to_x)
-            to_end = position.clamp_(lowest, 1).mul_(grad - to_x).sum_to_size(end.shape)
+            to_end = _inner(position.clamp_(lowest, 1), grad - to_x, end)
             return to_end, to_end
 
         to_x, to_end, _ = _sums(rule, x, grads[0], end)
@@ -205,21 +205,30 @@ _Rule: TypeAlias = Callable[..., _Sums]
 def _sums(rule: _Rule, x: Tensor, grad: Tensor, *grid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return x's gradient in x's dtype, and the two sums of a rule."""
     grad, to_x = grad.to(torch.float32), torch.empty_like(x, dtype=torch.float32)
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or x.numel() <= _CHUNK:
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or not x.numel():
         first, second = rule(x, grad, to_x, *grid)
     elif grid[0].numel() > 1:
         first, second = _by_chunks(rule, (x, grad, to_x), grid, max(1, _CHUNK * len(x) // x.numel()))
     else:
         order = arithmetic.memory_order(to_x)  # a dense x is not copied
         flat = [v.permute(order).reshape(-1) for v in (x, grad, to_x)]
-        first, second = _by_chunks(rule, flat, [v.reshape(1) for v in grid], _CHUNK)
+        first, second = _by_chunks(rule, flat, [v.reshape(()) for v in grid], _CHUNK)
     return to_x.to(x.dtype), first.reshape(grid[0].shape), second.reshape(grid[0].shape)
 
 
 def _by_chunks(rule: _Rule, tensors: Sequence[Tensor], grid: Sequence[Tensor], rows: int) -> _Sums:
     """Apply a rule to so many rows at a time, each with the rows of the grid that belong to it."""
+    if rows >= len(tensors[0]):
+        return rule(*tensors, *grid)
     by_row = grid[0].ndim == tensors[0].ndim and len(grid[0]) > 1
     chunks = [slice(start, start + rows) for start in range(0, len(tensors[0]), rows)]
     sums = [rule(*(v[c] for v in tensors), *(v[c] if by_row else v for v in grid)) for c in chunks]
     first, second = (torch.cat(v) if by_row else torch.stack(v).sum(0) for v in zip(*sums, strict=True))
     return first, second
+
+
+def _inner(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+    """Return the sums of ``a * b`` over what shares a range, shaped like scale; overwrites a."""
+    if a.ndim == 1 and scale.ndim == 0:
+        return torch.dot(a, b)  # does not round the products
+    return a.mul_(b).sum_to_size(scale.shape)
