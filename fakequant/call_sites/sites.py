@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fakequant.call_sites.ops import IN_PLACE, op_named, operands, with_operand
 from fakequant.call_sites.running import Interception, running_interception
 from fakequant.errors import InvalidValueError
+from fakequant.fake_quantize import recompute_quantized
 from fakequant.nn import TensorQuantizer
 from fakequant.nn.functional import attention
 from fakequant.nn.modes import is_repeated
@@ -41,6 +42,12 @@ class CallSite(nn.Module):
         self, running: Interception, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Call the function on quantized operands."""
+        with recompute_quantized():
+            return self._call(running, function, args, kwargs)
+
+    def _call(
+        self, running: Interception, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         if self.kind == "scaled_dot_product_attention":
             return self._attention(running, function, *args, **kwargs)
         op = op_named(self.kind)

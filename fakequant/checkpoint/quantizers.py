@@ -9,7 +9,7 @@ from fakequant.errors import CheckpointError, FakeQuantError
 from fakequant.nn import TensorQuantizer
 from fakequant.targets import placement_names
 
-_SWITCHES = {"_disabled": False, "_if_quant": True, "_if_calib": False, "is_weight": False}
+_SWITCHES = {"_disabled": False, "_if_quant": True, "_if_calib": False, "is_weight": False, "saves_memory": False}
 """Attributes that are written where they are not at their defaults."""
 
 _OF_CONSTRUCTION = ("learn_amax", "affine", "block_size", "block_axis")

@@ -3,7 +3,7 @@
 from fakequant.fake_quantize.affine import fake_quantize_affine
 from fakequant.fake_quantize.floats import fake_quantize_float
 from fakequant.fake_quantize.on_grid import fake_quantize_learned, fake_quantize_on
-from fakequant.fake_quantize.recompute import recompute_quantized
+from fakequant.fake_quantize.recompute import keep, recompute_quantized
 from fakequant.fake_quantize.ste import straight_through
 from fakequant.fake_quantize.uniform import fake_quantize
 
@@ -13,6 +13,7 @@ __all__ = [
     "fake_quantize_float",
     "fake_quantize_learned",
     "fake_quantize_on",
+    "keep",
     "recompute_quantized",
     "straight_through",
 ]

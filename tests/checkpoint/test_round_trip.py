@@ -135,7 +135,10 @@ def test_a_manifest_is_json(case):
 @pytest.mark.parametrize(
     ("added", "saved"),
     [
-        (fq.TensorQuantizer(), {*SWITCHES, "range_keys", "is_weight", "momentum", "grids", "_descriptor"}),
+        (
+            fq.TensorQuantizer(),
+            {*SWITCHES, "range_keys", "is_weight", "saves_memory", "momentum", "grids", "_descriptor"},
+        ),
         (CallSite("add"), {"kind", "weights", "targets", "stand_by"}),
         (CallSites("", {}), {"owner", "seen", "counts_calls", "kinds"}),
         (PerCall("slot", []), {"slot"}),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fakequant.descriptor import QUANT_DESC_8BIT_PER_TENSOR, QuantDescriptor
 from fakequant.descriptor_fields import UNIFORM
 from fakequant.errors import InvalidTypeError, InvalidValueError
+from fakequant.fake_quantize import recompute_quantized
 from fakequant.nn.modules.tensor_quantizer import TensorQuantizer
 from fakequant.schemes import scheme_for
 
@@ -72,6 +73,11 @@ class QuantInputMixin(nn.Module):
     def __init__(self, *args: Any, quant_desc_input: QuantDescriptor | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.init_quantizer(quant_desc_input)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module such that it keeps no quantized activation for backward; see ``recompute_quantized``."""
+        with recompute_quantized():
+            return super().__call__(*args, **kwargs)
 
     @classmethod
     def set_default_quant_desc_input(cls, descriptor: QuantDescriptor) -> None:

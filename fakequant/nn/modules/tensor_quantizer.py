@@ -10,7 +10,7 @@ from fakequant import arithmetic
 from fakequant.descriptor import QuantDescriptor
 from fakequant.descriptor_fields import UNIFORM
 from fakequant.errors import CalibrationError, ExportError, InvalidTypeError, InvalidValueError
-from fakequant.fake_quantize import fake_quantize_learned, fake_quantize_on
+from fakequant.fake_quantize import fake_quantize_learned, fake_quantize_on, keep
 from fakequant.nn.modes import is_repeated
 from fakequant.nn.modules.grid_view import GridView
 from fakequant.nn.modules.range_state import RangeState
@@ -61,6 +61,8 @@ class TensorQuantizer(Switches, GridView, RangeState):
         self._dynamic_scale: Tensor | None = None
         self.is_weight = False
         """Whether what it quantizes is a weight; set by the module or call site that it belongs to."""
+        self.saves_memory = False
+        """Whether a training step makes the quantized weight again in backward instead of keeping it."""
         self.momentum: float | None = None
         """In training, how far each call moves the range towards that of its input; None not at all."""
         self._moves = Moves()
@@ -165,8 +167,12 @@ class TensorQuantizer(Switches, GridView, RangeState):
             self._follow(inputs)
         if self._if_calib:
             self._calibrator.collect(inputs)
-        output = self._quantize(inputs) if self._if_quant else inputs
-        if follows and self._if_quant:
+        if not self._if_quant:
+            return inputs
+        output = self._quantize(inputs)
+        if self.is_weight and not self.saves_memory:
+            keep(output)
+        if follows:
             self._moves.end_with(output)
         return output
 
