@@ -12,8 +12,7 @@ from fakequant.checkpoint.fields import Fields, as_type
 from fakequant.errors import CheckpointError
 from fakequant.nn import TensorQuantizer, quantized_class_of
 from fakequant.nn.forms import plain_class_of
-from fakequant.nn.modules.batchnorm import FoldedNorm
-from fakequant.nn.modules.folded_layers import FoldedLayer
+from fakequant.nn.modules.folded_layers import UNFOLDED
 from fakequant.retarget import QUANTIZED_FOR
 from fakequant.targets import placement_names
 
@@ -46,8 +45,7 @@ class SavedModule:
 def module_as_json(module: nn.Module, number_of: Mapping[TensorQuantizer, int]) -> dict[str, Any]:
     """Return a module as JSON."""
     cls = own_class(module)
-    if isinstance(module, FoldedLayer | FoldedNorm):
-        cls = module.unfolded_class  # which is folded into which, the manifest says
+    cls = UNFOLDED.get(cls, cls)  # which is folded into which, the manifest says
     plain = plain_class_of(cls)
     targets = vars(module).get(QUANTIZED_FOR)
     quantized = quantized_class_of(cls) if targets else None  # the present target leaves the layer float

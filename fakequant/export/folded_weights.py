@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from fakequant.nn.modules.folded_layers import FoldedLayer, folded_pairs
+from fakequant.nn.modules.folded_layers import UNFOLDED, FoldedLayer, folded_pairs
 
 
 @contextlib.contextmanager
@@ -25,7 +25,7 @@ def folded_weights(model: nn.Module) -> Iterator[None]:
     parameters = [_parameters(layer) for layer in layers]
     try:
         for layer, folded in zip(layers, parameters, strict=True):
-            layer.__class__ = layer.unfolded_class  # type: ignore[assignment]
+            layer.__class__ = UNFOLDED[type(layer)]  # type: ignore[assignment]
             layer._parameters.update(folded)
         yield
     finally:

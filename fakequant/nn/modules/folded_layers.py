@@ -45,9 +45,6 @@ class FoldedLayer(QuantProduct):
     weight: its batch statistics would be those of zeros, and its sigma would fall with every step.
     """
 
-    unfolded_class: ClassVar[type[QuantProduct]]
-    """The class that it had before."""
-
     _norm: _BatchNorm
     _variance: Tensor
     _moves: Moves
@@ -146,58 +143,46 @@ class _FoldedConvTranspose(FoldedLayer, _ConvTransposeNd):
 class FoldedConv1d(FoldedLayer, QuantConv1d):
     """QuantConv1d with the batch norm behind it."""
 
-    unfolded_class = QuantConv1d
-
 
 class FoldedConv2d(FoldedLayer, QuantConv2d):
     """QuantConv2d with the batch norm behind it."""
-
-    unfolded_class = QuantConv2d
 
 
 class FoldedConv3d(FoldedLayer, QuantConv3d):
     """QuantConv3d with the batch norm behind it."""
 
-    unfolded_class = QuantConv3d
-
 
 class FoldedConvTranspose1d(_FoldedConvTranspose, QuantConvTranspose1d):
     """QuantConvTranspose1d with the batch norm behind it."""
-
-    unfolded_class = QuantConvTranspose1d
 
 
 class FoldedConvTranspose2d(_FoldedConvTranspose, QuantConvTranspose2d):
     """QuantConvTranspose2d with the batch norm behind it."""
 
-    unfolded_class = QuantConvTranspose2d
-
 
 class FoldedConvTranspose3d(_FoldedConvTranspose, QuantConvTranspose3d):
     """QuantConvTranspose3d with the batch norm behind it."""
-
-    unfolded_class = QuantConvTranspose3d
 
 
 class FoldedLinear(FoldedLayer, QuantLinear):
     """QuantLinear with the batch norm behind it."""
 
-    unfolded_class = QuantLinear
-
 
 FOLDED_LAYERS: dict[type[QuantProduct], type[FoldedLayer]] = {
-    cls.unfolded_class: cls
-    for cls in (
-        FoldedConv1d,
-        FoldedConv2d,
-        FoldedConv3d,
-        FoldedConvTranspose1d,
-        FoldedConvTranspose2d,
-        FoldedConvTranspose3d,
-        FoldedLinear,
-    )
+    QuantConv1d: FoldedConv1d,
+    QuantConv2d: FoldedConv2d,
+    QuantConv3d: FoldedConv3d,
+    QuantConvTranspose1d: FoldedConvTranspose1d,
+    QuantConvTranspose2d: FoldedConvTranspose2d,
+    QuantConvTranspose3d: FoldedConvTranspose3d,
+    QuantLinear: FoldedLinear,
 }
 """What a layer becomes when a batch norm is folded into it."""
+
+UNFOLDED: dict[type[nn.Module], type[nn.Module]] = {
+    folded: plain for table in (FOLDED_LAYERS, FOLDED) for plain, folded in table.items()
+}
+"""What a folded layer or norm was before."""
 
 register_forms({layer.float_class: folded for layer, folded in FOLDED_LAYERS.items()})
 
@@ -220,10 +205,10 @@ def fold(layer: QuantProduct, norm: _BatchNorm) -> None:
 def unfold(module: nn.Module) -> None:
     """Give a folded layer or a folded norm the class that it had, and leave other modules alone."""
     if isinstance(module, FoldedNorm):
-        module.__class__ = module.unfolded_class  # type: ignore[assignment]
+        module.__class__ = UNFOLDED[type(module)]  # type: ignore[assignment]
     elif isinstance(module, FoldedLayer):
         before = module.folded_weight()
-        module.__class__ = module.unfolded_class  # type: ignore[assignment]
+        module.__class__ = UNFOLDED[type(module)]  # type: ignore[assignment]
         del vars(module)["_norm"]
         vars(module).pop("_variance", None)
         vars(module).pop("_moves", None)
