@@ -90,27 +90,37 @@ def _check_structure(saved: Manifest, modules: Mapping[str, nn.Module], aliases:
 
 def _restore(name: str, module: nn.Module, saved: SavedModule) -> None:
     plain = plain_class_of(type(module))
-    form = form_named(plain, saved.form) if saved.form else plain
-    if form is None:
-        raise CheckpointError(
-            f"{name}: expected a class {saved.form} for {plain.__name__}, got none; register it before loading"
-        )
+    form = _form(name, plain, saved.form)
     if type(module) is not form:
         module.__class__ = form
     if saved.form and isinstance(module, QuantInputMixin):
         _start(name, module)
     _put(name, module, saved)
     if saved.targets or saved.is_float:
-        if not saved.targets or not isinstance(module, QuantInputMixin):
-            found = f"{saved.form or plain.__name__} for {sorted(saved.targets)}"
-            raise CheckpointError(f"{name}: expected a quantized class and the targets that want it, got {found}")
+        _check_targets(name, module, saved)
         setattr(module, QUANTIZED_FOR, saved.targets)
     if saved.is_float:
-        module.__class__ = plain
-    elif form.train is not nn.Module.train:  # a frozen layer stays in eval mode
-        module.train(module.training)
+        module.__class__ = plain  # the present target does not want it, another one does
+    elif form.train is not nn.Module.train:
+        module.train(module.training)  # a frozen layer stays in eval mode
     if saved.sites is not None:
         intercept(module, saved.sites.train(module.training))
+
+
+def _form(name: str, plain: type[nn.Module], form: str) -> type[nn.Module]:
+    """Return the class that a module of a plain class becomes."""
+    found = form_named(plain, form) if form else plain
+    if found is None:
+        raise CheckpointError(
+            f"{name}: expected a class {form} for {plain.__name__}, got none; register it before loading"
+        )
+    return found
+
+
+def _check_targets(name: str, module: nn.Module, saved: SavedModule) -> None:
+    if not saved.targets or not isinstance(module, QuantInputMixin):
+        found = f"{saved.form or saved.class_name} for {sorted(saved.targets)}"
+        raise CheckpointError(f"{name}: expected a quantized class and the targets that want it, got {found}")
 
 
 def _start(name: str, module: QuantInputMixin) -> None:
