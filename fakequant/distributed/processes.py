@@ -40,16 +40,28 @@ class Processes:
             InvalidValueError: this process is not in the group.
             CalibrationError: torch was built without gloo.
         """
-        if not distributed.is_available() or not distributed.is_initialized():
+        group = group_in_use(self.group)
+        if group is None:
             return None
-        group = self.group or distributed.group.WORLD
-        if distributed.get_rank(group) < 0:
-            raise InvalidValueError(
-                f"group: expected one that has this process, {distributed.get_rank()}, got one of "
-                f"{distributed.get_process_group_ranks(group)}; processes=None calibrates alone"
-            )
         if distributed.get_world_size(group) == 1:
             return None
         if not distributed.is_gloo_available():
             raise CalibrationError("torch: expected a build with gloo, over which statistics are summed, got none")
         return group
+
+
+def group_in_use(group: Optional["ProcessGroup"]) -> Optional["ProcessGroup"]:
+    """Return a group, for None the default one; None if torch.distributed does not run.
+
+    Raises:
+        InvalidValueError: this process is not in the group.
+    """
+    if not distributed.is_available() or not distributed.is_initialized():
+        return None
+    group = group or distributed.group.WORLD
+    if distributed.get_rank(group) < 0:
+        raise InvalidValueError(
+            f"group: expected one that has this process, {distributed.get_rank()}, got one of "
+            f"{distributed.get_process_group_ranks(group)}"
+        )
+    return group

@@ -50,6 +50,7 @@ def check_whole(model: nn.Module) -> None:
         if is_sharded(parameter):
             raise InvalidValueError(
                 f"{name}: expected a parameter as a whole, got one that is split over processes. Quantize before "
-                "fully_shard; to export, or to make the model float again, load its full state_dict "
-                "(torch.distributed.checkpoint.state_dict) into a model that is not sharded"
+                "fully_shard; what tensor parallelism has split cannot be quantized. To export, or to make the model "
+                "float again, load its full state_dict (torch.distributed.checkpoint.state_dict) into a model that "
+                "is not sharded"
             )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Optional, TypeAlias
 import torch
 from torch import Tensor, distributed, nn
 
+from fakequant.distributed.processes import group_in_use
 from fakequant.errors import InvalidValueError
 from fakequant.nn import TensorQuantizer
 from fakequant.nn.walk import named_quantizers
@@ -40,6 +41,7 @@ def broadcast_ranges(model: nn.Module, group: Optional["ProcessGroup"] = None) -
 
     Raises:
         InvalidValueError: another process has other quantizers or grids; then all raise, and no range is changed.
+            This process is not in the group.
     """
     quantizers = dict(named_quantizers(model))
     first = _ranges_of_all(quantizers, group)[0]
@@ -62,7 +64,8 @@ def average_ranges(model: nn.Module, group: Optional["ProcessGroup"] = None) -> 
 
     Raises:
         InvalidValueError: no range follows, other ones follow in another process, one is still unknown, or of
-            another grid or shape there; all raise, with its name, and no range is changed.
+            another grid or shape there; all raise, with its name, and no range is changed. This process is not in
+            the group.
     """
     following = {name: q for name, q in named_quantizers(model) if q.momentum is not None and not q.stands_by}
     of_all = _ranges_of_all(following, group)
@@ -82,11 +85,12 @@ def average_ranges(model: nn.Module, group: Optional["ProcessGroup"] = None) -> 
 
 def _ranges_of_all(quantizers: Mapping[str, TensorQuantizer], group: Optional["ProcessGroup"]) -> list[_Ranges]:
     """Return the ranges of quantizers in each process; raise in all of them if they have not the same ones."""
+    group = group_in_use(group)
     mine: _Ranges = {
         name: _Range(quantizer.descriptor.to_json(), *(None if end is None else end.cpu() for end in quantizer.ends))
         for name, quantizer in quantizers.items()
     }
-    if not distributed.is_available() or not distributed.is_initialized():
+    if group is None:
         return [mine]
     of_all: list[_Ranges] = [mine] * distributed.get_world_size(group)
     distributed.all_gather_object(of_all, mine, group)

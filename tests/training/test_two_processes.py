@@ -223,6 +223,12 @@ def test_shards_are_checked(found):
         assert "range" not in process["check shards"]
 
 
+def test_broadcast_ranges_refuses_a_process_outside_of_the_group(found):
+    first, second = (process["not in the group"] for process in found)
+    assert first is None
+    assert second == "InvalidValueError: group: expected one that has this process, 1, got one of [0]"
+
+
 def test_broadcast_ranges_refuses_another_grid_in_every_process(found):
     for process in found:
         assert process["other grid"].startswith("InvalidValueError: 1._input_quantizer: expected the same grid in all")

@@ -215,6 +215,11 @@ def other_grid() -> None:
         assert [layer.input_quantizer.amax.item() for layer in model] == [RANK + 1, RANK + 2]
 
 
+def not_in_the_group() -> None:
+    """The second process asks for the ranges of a group of the first alone."""
+    broadcast_ranges(fq.nn.QuantLinear(2, 2), distributed.new_group([0]))
+
+
 def watched() -> None:
     """A step that is well, then one in which a range of one number, which the first process has, runs away."""
     model = sharded(model_of("residual"))
@@ -252,6 +257,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "calibrate shards": lambda: after_sharding(calibrate_again),
     "check shards": lambda: str(check(sharded(model_of("residual")))),
     "other grid": other_grid,
+    "not in the group": not_in_the_group,
 }
 
 
