@@ -13,10 +13,16 @@ import hypothesis
 import pytest
 import torch
 
+from fakequant.fake_quantize import recompute
+
 # Examples that CI tries must not change from run to run; a developer's machine tries new ones each time.
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+# Tests have small tensors. What is made again in backward shall be made again here, too.
+recompute.SMALL = 0
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -14,25 +14,26 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.graph import Node, saved_tensors_hooks
-from torch.multiprocessing.reductions import StorageWeakRef
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import Parameter
+
+SMALL = 2**15
+"""Elements. Results with fewer are kept: making them again would take longer than their memory is worth."""
+
+
+class _Kept(NamedTuple):
+    """A tensor as it is, and its version: with hooks torch leaves it to them to notice that it was changed."""
+
+    tensor: Tensor
+    version: int
 
 
 class _Origin(NamedTuple):
-    """How a quantizer's result came to be; inputs as ``_pack`` returned them."""
+    """How a quantizer's result came to be."""
 
     function: Callable[..., Tensor]
-    inputs: Sequence[Any]
-
-
-class _Result(NamedTuple):
-    """What tells a quantizer's result, and a copy of it in another dtype, without holding on to them."""
-
-    origin: _Origin
-    version: int
-    stride: tuple[int, ...]
-    node: Node | None
+    x: "_Kept | _Recomputed"
+    grid: Sequence[Any]
 
 
 class _Recomputed(NamedTuple):
@@ -45,93 +46,114 @@ class _Recomputed(NamedTuple):
     """Size, stride and offset, as ``as_strided`` takes them."""
 
 
-class _Kept(NamedTuple):
-    """A tensor as it is, and its version: with hooks torch leaves it to them to notice that it was changed."""
+class _Result(NamedTuple):
+    """A quantizer's result, as it was when it was made."""
 
     tensor: Tensor
     version: int
+    storage: int
+    origin: _Origin
+
+    def is_in(self, tensor: Tensor, storage: int) -> bool:
+        """Whether a tensor with that storage shows it, or a part of it, unchanged."""
+        is_same = storage == self.storage and tensor._version == self.version
+        return is_same and tensor.dtype == self.tensor.dtype and not tensor.is_neg()
+
+    def is_copied_to(self, tensor: Tensor) -> bool:
+        """Whether a tensor is, or shows a part of, the copy of it that autocast makes for a product."""
+        if tensor.dtype == self.tensor.dtype:
+            return False
+        copy = tensor._base if tensor._is_view() else tensor
+        if copy is None or copy.grad_fn is None or copy.grad_fn.name() != "ToCopyBackward0":
+            return False
+        if copy.grad_fn.next_functions[0][0] is not self.tensor.grad_fn or copy.stride() != self.tensor.stride():
+            return False
+        is_unchanged = self.is_in(self.tensor, self.tensor.untyped_storage()._cdata) and not copy._version
+        return is_unchanged and tensor.dtype == copy.dtype and not tensor.is_neg()
 
 
 def recompute_quantized() -> contextlib.AbstractContextManager[object]:
     """Return a context inside which nothing is kept for backward that a quantizer can make again.
 
-    It does nothing where others decide what is kept: inside another such context, a non-reentrant
-    checkpoint or ``torch.autograd.graph.save_on_cpu``, and while compiling or tracing.
+    It does nothing where others decide what is kept: inside a non-reentrant checkpoint,
+    ``torch.autograd.graph.save_on_cpu`` or a transform of torch.func, and while compiling or tracing.
 
     >>> x = torch.randn(3, requires_grad=True)
     >>> with recompute_quantized():
     ...     loss = x.square().sum()
     >>> loss.backward()
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_grad_enabled():
         return contextlib.nullcontext()
-    return _Recomputing() if torch.is_grad_enabled() and _hooks() is None else contextlib.nullcontext()
+    are_allowed = torch._C._autograd._saved_tensors_hooks_is_enabled()  # type: ignore[attr-defined]
+    if not are_allowed or (_hooks() is not None and _active() is None):
+        return contextlib.nullcontext()
+    return _Recomputing()
 
 
-class _Recomputing(saved_tensors_hooks):
+class _Recomputing:
     """What ``recompute_quantized`` returns where it does something."""
 
     def __init__(self) -> None:
-        super().__init__(self._pack, _unpack)
-        self._results: dict[StorageWeakRef, _Result] = {}
+        self._results: list[_Result] = []
+
+    def __enter__(self) -> None:
+        self._hooks = saved_tensors_hooks(self._pack, _unpack)
+        self._hooks.__enter__()
 
     def __exit__(self, *args: object) -> None:
-        """End, and let go of whatever nobody saved."""
-        super().__exit__(*args)
+        self._hooks.__exit__(*args)
+        del self._hooks  # which refers to this
         self._results.clear()
 
     def note(self, result: Tensor, function: Callable[..., Tensor], x: Tensor, grid: Sequence[Any]) -> None:
-        """Remember that result is ``function(x, *grid)``."""
-        # A learned range is copied: fully_shard frees it, if it has a group of its own, until its own backward pass.
-        values = [v.detach().clone() if isinstance(v, Tensor) and v.requires_grad else v for v in grid]
-        origin = _Origin(function, [self._pack(v) if isinstance(v, Tensor) else v for v in (x, *values)])
-        noted = _Result(origin, result._version, result.stride(), result.grad_fn)
-        self._results[StorageWeakRef(result.untyped_storage())] = noted
+        """Remember that result is ``function(x, *grid)``, unless it is small."""
+        if result.numel() < SMALL:
+            return
+        origin = _Origin(function, self._pack(x), [_held(v) for v in grid])
+        self._results.append(_Result(result, result._version, result.untyped_storage()._cdata, origin))
 
     def forget(self, result: Tensor) -> None:
         """Keep a result like any other tensor."""
-        self._results.pop(StorageWeakRef(result.untyped_storage()), None)
+        if self._results:
+            storage = result.untyped_storage()._cdata
+            self._results = [r for r in self._results if r.storage != storage]
 
     def _pack(self, tensor: Tensor) -> _Kept | _Recomputed:
-        result = None
-        if type(tensor) in (Tensor, Parameter) and tensor.layout is torch.strided:
-            result = self._result_in(tensor) or self._result_copied_to(tensor)
-        if result is None:
-            return _Kept(tensor.detach(), tensor._version)
-        place = tensor.size(), tensor.stride(), tensor.storage_offset()
-        return _Recomputed(result.origin, tensor.device, tensor.dtype, place)
+        if self._results and type(tensor) in (Tensor, Parameter) and tensor.layout is torch.strided:
+            storage = tensor.untyped_storage()._cdata
+            for result in self._results:
+                if result.is_in(tensor, storage) or result.is_copied_to(tensor):
+                    place = tensor.size(), tensor.stride(), tensor.storage_offset()
+                    return _Recomputed(result.origin, tensor.device, tensor.dtype, place)
+        return _Kept(tensor.detach(), tensor._version)
 
-    def _result_in(self, tensor: Tensor) -> _Result | None:
-        """Return the unchanged result in whose memory a tensor lies."""
-        found = self._results.get(StorageWeakRef(tensor.untyped_storage()))
-        return found if found is not None and found.version == tensor._version else None
 
-    def _result_copied_to(self, tensor: Tensor) -> _Result | None:
-        """Return the result of which a tensor is, or shows a part of, the copy that autocast makes for a product."""
-        copy = tensor._base if tensor._is_view() else tensor
-        if copy is None or copy._version or copy.grad_fn is None or copy.grad_fn.name() != "ToCopyBackward0":
-            return None
-        copied = copy.grad_fn.next_functions[0][0]
-        return next((r for r in self._results.values() if r.node is copied and r.stride == copy.stride()), None)
+def _held(value: Any) -> Any:
+    """Return a part of a grid as it is now: fully_shard frees a range in a group of its own until its own backward."""
+    if not isinstance(value, Tensor):
+        return value
+    is_parameter = isinstance(value._base if value._is_view() else value, Parameter)
+    return value.detach().clone() if is_parameter else value.detach()
 
 
 def _unpack(packed: _Kept | _Recomputed) -> Tensor:
-    if isinstance(packed, _Kept):
-        if packed.tensor._version != packed.version:
-            raise RuntimeError(
-                "one of the variables needed for gradient computation has been modified by an inplace operation: "
-                f"{packed.tensor.type()} {list(packed.tensor.shape)}, expected version {packed.version}, "
-                f"got {packed.tensor._version}"
-            )
-        return packed.tensor
-    inputs = [_unpack(v) if isinstance(v, _Kept | _Recomputed) else v for v in packed.origin.inputs]
-    return packed.origin.function(*inputs).to(packed.device, packed.dtype).as_strided(*packed.place)
+    if isinstance(packed, _Recomputed):
+        result = packed.origin.function(_unpack(packed.origin.x), *packed.origin.grid)
+        return result.to(packed.device, packed.dtype).as_strided(*packed.place)
+    if packed.tensor._version != packed.version:
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace operation: "
+            f"{packed.tensor.type()} {list(packed.tensor.shape)}, expected version {packed.version}, "
+            f"got {packed.tensor._version}"
+        )
+    return packed.tensor
 
 
 def apply(function: type[Function], x: Tensor, *grid: Any) -> Tensor:
     """Return ``function.apply(x, *grid)``, which inside ``recompute_quantized`` can be made again."""
     result: Tensor = function.apply(x, *grid)
-    if result.requires_grad and (recomputing := _active()) is not None:
+    if (recomputing := _active()) is not None:
         recomputing.note(result, function.apply, x, grid)
     return result
 

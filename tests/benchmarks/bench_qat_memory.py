@@ -1,7 +1,7 @@
 """What a training step keeps for backward, and its peak: of the float step, QAT, and QAT that saves memory."""
 
 import torch
-from live_memory import StepMemory, step_memory
+from live_memory import StepMemory, kept_when_compiled, step_memory
 from networks import network
 from torch import nn
 
@@ -64,9 +64,24 @@ def _weights(model: nn.Module) -> int:
     return sum(getattr(layer, name).nbytes for layer in layers for name in layer.weight_names)
 
 
+def _compiled() -> None:
+    """Without the LSTM, which breaks the graph inside torch."""
+    for title, (make, shape) in list(_CASES.items())[:3]:
+        x = torch.randn(shape)
+        base = kept_when_compiled(make().train(), x)
+        print(f"\ncompiled, {title}: float keeps {base / 2**20:.1f} MiB")
+        for name, recipe in _RECIPES.items():
+            torch.compiler.reset()
+            model = _quantized(make(), x, recipe, False)
+            kept = kept_when_compiled(model, x)
+            weights = _weights(model)
+            print(f"  {name:<28} keeps {kept / base:.2f} ({(kept - weights) / base:.2f} without weights)", flush=True)
+
+
 def main() -> None:
-    """Four networks, with and without call sites, fixed and learned ranges, float32 and autocast to bfloat16."""
+    """Four networks, with and without call sites, fixed and learned ranges, float32 and autocast; three compiled."""
     torch.set_num_threads(1)
+    _compiled()
     for title, (make, shape) in _CASES.items():
         x = torch.randn(shape)
         for autocast in (False, True):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -50,3 +50,27 @@ def step_memory(forward: Callable[[], Tensor]) -> StepMemory:
         kept = watch.alive()
         torch.autograd.backward(loss)
     return StepMemory(kept, watch.peak)
+
+
+def kept_when_compiled(model: nn.Module, x: Tensor) -> int:
+    """Return the bytes, beside those of the model and of x, that the compiled model keeps between forward and backward.
+
+    What compiled code makes is out of sight of ``step_memory``; what it saves is not.
+    """
+    forward = torch.compile(model, fullgraph=True)
+    forward(x).square().mean().backward()
+    given = {v.untyped_storage().data_ptr() for v in (x, *model.parameters(), *model.buffers())}
+    saved: dict[int, int] = {}
+
+    def save(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in given:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        loss = forward(x).square().mean()
+    size = sum(saved.values())
+    loss.backward()
+    model.zero_grad()
+    return size

@@ -1,4 +1,5 @@
 import copy
+import gc
 import pickle
 
 import pytest
@@ -14,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 import fakequant as fq
 from fakequant import InvalidValueError, QuantDescriptor, qat
-from fakequant.fake_quantize import fake_quantize, recompute_quantized
+from fakequant.fake_quantize import fake_quantize, recompute, recompute_quantized
+from fakequant.nn.walk import named_quantizers
 from fakequant.qat import save_memory, stop_saving_memory
 
 RECIPES = {
@@ -180,12 +182,18 @@ def test_any_view_of_any_layout_is_made_again(layout, use):
 
 def test_what_was_quantized_twice_is_made_again_twice():
     x = torch.randn(50, requires_grad=True)
-    with Alive() as alive, recompute_quantized():
-        loss = fake_quantize(fake_quantize(x, torch.tensor(0.1), -8, 7), torch.tensor(0.3), -4, 3).square().sum()
+    with Alive() as alive:
+        with recompute_quantized():
+            loss = fake_quantize(fake_quantize(x, torch.tensor(0.1), -8, 7), torch.tensor(0.3), -4, 3).square().sum()
         assert alive.bytes() < x.nbytes
     loss.backward()
     fine = (x.detach() / 0.1).round().clamp(-8, 7) * 0.1
     torch.testing.assert_close(x.grad, 2 * (fine / 0.3).round().clamp(-4, 3) * 0.3 * ((x > -0.85) & (x < 0.75)))
+
+
+@torch.no_grad()
+def tripled(x):
+    return x.mul_(3)
 
 
 COPIES = {
@@ -195,6 +203,12 @@ COPIES = {
     "changed before": lambda q: q.mul_(3).to(torch.bfloat16),
     "changed after": lambda q: q.to(torch.bfloat16).mul_(3),
     "twice": lambda q: q.to(torch.bfloat16).to(torch.float64),
+    "complex": lambda q: torch.view_as_real(torch.view_as_complex(q.reshape(-1, 2)).square()),
+    "imaginary": lambda q: torch.view_as_complex(q.reshape(-1, 2)).conj().imag,
+    "complex copy": lambda q: torch.view_as_real(torch.view_as_complex(q.double().reshape(-1, 2)).square()),
+    "imaginary copy": lambda q: torch.view_as_complex(q.double().reshape(-1, 2)).conj().imag,
+    "copy changed without gradient": lambda q: tripled(q.to(torch.bfloat16)),
+    "bits": lambda q: q * q.detach().view(torch.int32).remainder(7),
 }
 
 
@@ -209,6 +223,29 @@ def test_any_copy_gives_the_same_gradient(use):
     expected = gradient()
     with recompute_quantized():
         assert torch.equal(gradient(), expected)
+
+
+CHANGES = {
+    "in place": lambda q: q.mul_(3),
+    "detached": lambda q: q.detach().mul_(3),
+    "data": lambda q: setattr(q, "data", q.data * 3),
+}
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_hook_may_change_what_was_quantized(change, autocast, x):
+    def hook(module, args, output):
+        with torch.no_grad():
+            change(output)
+
+    def step(context):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return gradients(model, x, context)
+
+    model = quantized()
+    model.linear.input_quantizer.register_forward_hook(hook)
+    assert_same(step(None), step(by_torch()))
 
 
 def test_a_second_derivative_is_the_same(x):
@@ -295,11 +332,12 @@ def test_autocast_keeps_no_copy_in_its_dtype(saving):
         assert kept(run, x) < 2.1 * x.nbytes
 
 
-def test_a_quantized_class_of_your_own_keeps_no_copy_of_its_input():
-    class Squared(fq.nn.QuantInputMixin, nn.Identity):
-        def forward(self, x):
-            return self._input_quantizer(x).square()
+class Squared(fq.nn.QuantInputMixin, nn.Identity):
+    def forward(self, x):
+        return self._input_quantizer(x).square()
 
+
+def test_a_quantized_class_of_your_own_keeps_no_copy_of_its_input():
     model, x = Squared(), torch.randn(100, requires_grad=True)
     assert kept(model, x, by_torch()) >= 2 * x.nbytes
     assert kept(model, x) < 1.2 * x.nbytes
@@ -353,6 +391,37 @@ def test_nothing_is_kept_once_the_loss_is_gone(x):
     assert alive.bytes() == 0
 
 
+def test_one_input_without_gradient_is_not_copied_for_each_layer():
+    model, x = nn.ModuleList(nn.Linear(8, 1) for _ in range(5)), torch.randn(200, 8)
+    for layer in model:
+        fq.quantize(layer)
+        layer.input_quantizer.amax = 3.0
+    run = lambda x: sum(layer(x) for layer in model)  # noqa: E731
+    assert kept(run, x, by_torch()) > 5 * x.nbytes
+    assert kept(run, x) < x.nbytes
+
+
+def test_small_tensors_are_kept(monkeypatch):
+    monkeypatch.setattr(recompute, "SMALL", 100)
+    for size, expected in ((99, 2), (100, 1)):
+        x = torch.randn(size, requires_grad=True)
+        assert round(kept(Squared(), x) / x.nbytes) == expected
+
+
+def test_no_cycle_is_left_for_the_garbage_collector(x):
+    model = quantized()
+    model(x)
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(gc.get_objects())
+        for _ in range(20):
+            model(x)
+        assert len(gc.get_objects()) < before + 20
+    finally:
+        gc.enable()
+
+
 # An ordinary module
 
 
@@ -401,12 +470,28 @@ def test_an_error_in_forward_ends_it():
     assert is_free()
 
 
+def test_what_an_interrupt_has_left_is_not_used(x):
+    """As if it had come at the first instruction of ``__exit__``."""
+    expected = gradients(quantized(), x)
+    left = recompute_quantized()
+    left.__enter__()
+    try:
+        model = quantized()
+        assert_same(gradients(model, x), expected)
+        with Alive() as alive:
+            model(x)
+        assert alive.bytes() == 0
+    finally:
+        left.__exit__(None, None, None)
+
+
 def test_what_is_inside_another_does_not_end_it():
     x = torch.randn(50, requires_grad=True)
-    with Alive() as alive, recompute_quantized():
+    with Alive() as alive:
         with recompute_quantized():
-            pass
-        loss = fake_quantize(x, torch.tensor(0.3), -4, 3).square().sum()
+            with recompute_quantized():
+                pass
+            loss = fake_quantize(x, torch.tensor(0.3), -4, 3).square().sum()
         assert alive.bytes() < x.nbytes
     loss.backward()
 
@@ -452,6 +537,17 @@ def test_save_on_cpu_around_the_model_decides(x):
     expected = gradients(quantized(), x)
     with save_on_cpu():
         assert_same(gradients(model, x), expected)
+
+
+def test_functional_gradients_of_idle_quantizers(x):
+    model = quantized()
+    for _, quantizer in named_quantizers(model):
+        quantizer.disable()
+    expected = gradients(model.eval(), x)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    loss = lambda parameters, x: torch.func.functional_call(model, parameters, (x,)).square().sum()  # noqa: E731
+    for name, gradient in torch.func.grad(loss)(parameters, x).items():
+        torch.testing.assert_close(gradient, expected[name])
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")

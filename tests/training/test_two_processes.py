@@ -194,6 +194,14 @@ def test_a_group_of_their_own_keeps_learned_ranges_in_float32(networks, found):
         torch.testing.assert_close(step, expected, rtol=0.05, atol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
 
 
+def test_frozen_ranges_may_be_groups_of_their_own(networks, found):
+    model = alone(networks, "residual")
+    for _, quantizer in named_quantizers(model):
+        quantizer.requires_grad_(False)
+    networks.train(model, networks.data("residual"))
+    assert_close(found[0]["frozen in groups"], model.state_dict())
+
+
 def test_a_share_of_a_range_that_runs_away_is_named_by_its_process(found):
     first, second = (process["watched"] for process in found)
     assert first.startswith("TrainingError: step 2:\n  0._weight_quantizer: expected amax within a factor 1024")

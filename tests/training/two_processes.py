@@ -19,8 +19,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import fakequant as fq
+from fakequant.fake_quantize import recompute
 from fakequant.nn.walk import named_quantizers
 from fakequant.qat import average_ranges, broadcast_ranges, check, follow_ranges, freeze_batchnorm, watch
+
+recompute.SMALL = 0  # as in tests/conftest.py
 
 RANK = int(os.environ["RANK"])
 WHOLE = StateDictOptions(full_state_dict=True)
@@ -185,6 +188,21 @@ def mixed_learned(in_a_group: bool) -> dict[str, Any]:
     return {"losses": losses, "state": get_model_state_dict(model, options=WHOLE)}
 
 
+def without_learned_ranges(model: nn.Module) -> nn.Module:
+    for _, quantizer in named_quantizers(model):
+        quantizer.requires_grad_(False)
+    return model
+
+
+def frozen_in_groups() -> dict[str, Tensor]:
+    """Each quantizer is a group of its own, gathered for its own forward and backward only."""
+    model = without_learned_ranges(model_of("residual"))
+    for _, quantizer in named_quantizers(model):
+        fully_shard(quantizer)
+    networks.train(sharded(model), half("residual"))
+    return get_model_state_dict(model, options=WHOLE)
+
+
 def after_sharding(change: Callable[[nn.Module], object]) -> dict[str, Tensor]:
     """The whole state after a change of shards that a forward in eval mode has gathered."""
     model = sharded(model_of("residual"))
@@ -252,6 +270,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "mixed learned in a group": lambda: mixed_learned(in_a_group=True),
     "quantize sharded": lambda: fq.quantize(sharded(networks.float_network("residual"))),
     "dequantize sharded": lambda: after_sharding(fq.dequantize),
+    "frozen in groups": frozen_in_groups,
     "watched": watched,
     "set a sharded range": set_a_range,
     "calibrate shards": lambda: after_sharding(calibrate_again),
