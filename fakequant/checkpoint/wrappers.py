@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from fakequant.arguments import check_module
 from fakequant.errors import InvalidTypeError
 from fakequant.nn import TensorQuantizer
 from fakequant.nn.sharding import check_whole
@@ -23,8 +24,9 @@ def check_is_bare(model: nn.Module) -> None:
         InvalidTypeError: says how to unwrap it.
         InvalidValueError: its parameters are split over processes.
     """
-    if not isinstance(model, nn.Module) or isinstance(model, TensorQuantizer):
-        raise InvalidTypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    check_module(model)
+    if isinstance(model, TensorQuantizer):
+        raise InvalidTypeError("model: expected a model, got one of its quantizers")
     cls = type(model)
     if cls.__module__.startswith("torch.") and cls.__name__ in _WRAPPED_AS:
         attribute = _WRAPPED_AS[cls.__name__]

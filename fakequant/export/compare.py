@@ -15,7 +15,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fakequant.errors import InvalidTypeError, InvalidValueError, ValidationError
+from fakequant.arguments import check_module
+from fakequant.errors import InvalidValueError, ValidationError
 from fakequant.export.compare_report import ComparedLayer, CompareReport
 from fakequant.export.cut_graph import QUANTIZES, Cut, cut_at_quantizers, expose_codes, quantizer_names
 from fakequant.export.difference import Difference
@@ -60,8 +61,7 @@ def compare(
         InvalidTypeError: model is no module, or a batch of another kind without ``inputs``.
         InvalidValueError: unknown provider, or a negative tolerance.
     """
-    if not isinstance(model, nn.Module):
-        raise InvalidTypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    check_module(model)
     if tolerance < 0:
         raise InvalidValueError(f"tolerance: expected a number of steps from 0 on, got {tolerance}")
     file = Path(path)

@@ -12,6 +12,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript import optimizer
 from torch import nn
 
+from fakequant.arguments import check_module
 from fakequant.errors import ExportError, InvalidTypeError, InvalidValueError
 from fakequant.export.export_report import ExportReport, describe
 from fakequant.export.exportable import check_not_calibrating, check_opset, check_quantizers, check_weights
@@ -144,8 +145,7 @@ def export_onnx(
 
 
 def _check_arguments(model: object, args: object, weights: str, opset: int | None) -> None:
-    if not isinstance(model, nn.Module):
-        raise InvalidTypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    check_module(model)
     if not isinstance(args, tuple):
         raise InvalidTypeError(f"args: expected a tuple of example inputs, got {type(args).__name__}")
     if weights not in {"int8", "float"}:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fakequant.arguments import check_module
 from fakequant.errors import InvalidValueError
 from fakequant.nn.modules.folded_layers import FoldedLayer
 from fakequant.nn.modules.quant_module import QuantMixin
@@ -34,7 +35,12 @@ class Weight(NamedTuple):
 
 
 def named_quantizers(model: nn.Module) -> Iterator[tuple[str, TensorQuantizer]]:
-    """Yield (full name, quantizer), each quantizer once, in order of registration."""
+    """Yield (full name, quantizer), each quantizer once, in order of registration.
+
+    Raises:
+        InvalidTypeError: model is no nn.Module.
+    """
+    check_module(model)
     for name, module in model.named_modules():
         if isinstance(module, TensorQuantizer):
             yield name, module
@@ -44,6 +50,7 @@ def check_is_quantized(model: nn.Module) -> None:
     """Check that a model has quantizers.
 
     Raises:
+        InvalidTypeError: it is no nn.Module.
         InvalidValueError: it has none.
     """
     if next(named_quantizers(model), None) is None:
@@ -51,7 +58,12 @@ def check_is_quantized(model: nn.Module) -> None:
 
 
 def weights_of_quantizers(model: nn.Module) -> dict[TensorQuantizer, Weight]:
-    """Return the parameter that each weight quantizer quantizes."""
+    """Return the parameter that each weight quantizer quantizes.
+
+    Raises:
+        InvalidTypeError: model is no nn.Module.
+    """
+    check_module(model)
     return {
         quantizer: Weight(module, name)
         for module in model.modules()

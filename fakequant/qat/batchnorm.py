@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from fakequant.arguments import check_module
 from fakequant.errors import InvalidValueError
 from fakequant.nn import QuantInputMixin
 from fakequant.nn.modules.batchnorm import FROZEN, is_moving
@@ -24,12 +25,14 @@ def freeze_batchnorm(model: _Model) -> _Model:
     Those of other classes than torch's, such as timm's BatchNormAct2d, go on moving: a warning names them.
 
     Raises:
+        InvalidTypeError: model is no nn.Module.
         InvalidValueError: a batch norm whose own input is quantized. Nothing is frozen.
 
     >>> norm = freeze_batchnorm(nn.BatchNorm2d(3)).train()
     >>> norm.training
     False
     """
+    check_module(model)
     for name, module in model.named_modules():
         if isinstance(module, QuantInputMixin) and module.float_class in FROZEN:
             found = type(module).__name__
@@ -51,7 +54,12 @@ def freeze_batchnorm(model: _Model) -> _Model:
 
 
 def unfreeze_batchnorm(model: _Model) -> _Model:
-    """Undo ``freeze_batchnorm``; the layers take the mode of the next ``train()`` or ``eval()``."""
+    """Undo ``freeze_batchnorm``; the layers take the mode of the next ``train()`` or ``eval()``.
+
+    Raises:
+        InvalidTypeError: model is no nn.Module.
+    """
+    check_module(model)
     thawed = {frozen: plain for plain, frozen in FROZEN.items()}
     for module in model.modules():
         if type(module) in thawed:

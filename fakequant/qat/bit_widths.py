@@ -5,10 +5,12 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from fakequant.arguments import check_count
 from fakequant.descriptor import QuantDescriptor
 from fakequant.descriptor_fields import MAX_BITS, MIN_BITS
 from fakequant.errors import InvalidTypeError, InvalidValueError
 from fakequant.nn.walk import check_is_quantized, named_quantizers
+from fakequant.shortened import shortened
 
 
 def lower_bits(model: nn.Module, num_bits: int | Mapping[str, int]) -> None:
@@ -25,8 +27,8 @@ def lower_bits(model: nn.Module, num_bits: int | Mapping[str, int]) -> None:
             ``{"*": 4, "conv1.*": 8, "fc.*": 8}`` keeps the first and the last layer at 8.
 
     Raises:
-        InvalidTypeError: a number of bits that is no int.
-        InvalidValueError: one out of range; a pattern that matches no quantizer on an integer grid.
+        InvalidTypeError: a number of bits that is no int, a pattern that is no str; model is no nn.Module.
+        InvalidValueError: one out of range; a pattern that matches no quantizer on an integer grid; none of these.
             Nothing is changed.
 
     >>> from fakequant.nn import QuantLinear
@@ -42,15 +44,17 @@ def lower_bits(model: nn.Module, num_bits: int | Mapping[str, int]) -> None:
         for name, quantizer in named_quantizers(model)
         if any(_bits(grid) for grid in (quantizer.descriptor, *quantizer.grids.values()))
     }
+    if not quantizers or not wanted:
+        found = "no bits" if quantizers else "no integer grid"
+        raise InvalidValueError(f"num_bits: expected bits for quantizers on integer grids, got {found}")
     for pattern, bits in wanted.items():
-        if isinstance(bits, bool) or not isinstance(bits, int):
-            raise InvalidTypeError(f"num_bits[{pattern!r}]: expected an int, got {bits!r}")
-        if not MIN_BITS <= bits <= MAX_BITS:
-            raise InvalidValueError(f"num_bits[{pattern!r}]: expected {MIN_BITS} to {MAX_BITS}, got {bits}")
+        if not isinstance(pattern, str):
+            raise InvalidTypeError(f"num_bits: expected patterns of names as keys, got {pattern!r}")
+        check_count(f"num_bits[{pattern!r}]", bits, at_least=MIN_BITS, at_most=MAX_BITS)
         if not any(fnmatch.fnmatchcase(name, pattern) for name in quantizers):
             raise InvalidValueError(
                 f"num_bits: expected patterns that match a quantizer on an integer grid, got {pattern!r}, which "
-                f"matches none of {len(quantizers)}: {', '.join(list(quantizers)[:8])}"
+                f"matches none of {len(quantizers)}: {shortened(list(quantizers), 8)}"
             )
     for name, quantizer in quantizers.items():
         matching = [bits for pattern, bits in wanted.items() if fnmatch.fnmatchcase(name, pattern)]

@@ -15,14 +15,20 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 
+from fakequant.arguments import check_module, check_number
 from fakequant.arithmetic import DEAD_AMAX
 from fakequant.convert import dequantize
 from fakequant.errors import InvalidTypeError, InvalidValueError
 from fakequant.nn.modes import evaluating
+from fakequant.nn.sharding import check_whole
 
 
 def float_teacher(model: nn.Module) -> nn.Module:
     """Return a float copy of a quantized model with its weights of now, in eval mode and without gradient.
+
+    Raises:
+        InvalidTypeError: model is no nn.Module.
+        InvalidValueError: its parameters are split over processes.
 
     >>> from fakequant import quantize
     >>> model = nn.Linear(2, 2)
@@ -30,6 +36,8 @@ def float_teacher(model: nn.Module) -> nn.Module:
     >>> type(float_teacher(model)) is nn.Linear
     True
     """
+    check_module(model)
+    check_whole(model)
     return dequantize(copy.deepcopy(model)).eval().requires_grad_(False)
 
 
@@ -73,8 +81,9 @@ class Distillation:
         class_dim: the dimension of the logits that counts the classes.
 
     Raises:
-        InvalidValueError: the teacher has no such module; a temperature or weight that is not positive; nothing
-            to compare.
+        InvalidTypeError: an argument of another kind.
+        InvalidValueError: the teacher has no such module; a temperature or weight that is not positive and finite;
+            nothing to compare.
     """
 
     def __init__(
@@ -87,9 +96,10 @@ class Distillation:
         logits: Callable[[Any], Tensor] | None = logits_of,
         class_dim: int = -1,
     ) -> None:
-        for name, number in (("temperature", temperature), ("feature_weight", feature_weight)):
-            if not number > 0:
-                raise InvalidValueError(f"{name}: expected a number above 0, got {number!r}")
+        check_module(teacher)
+        check_number("temperature", temperature, above=0)
+        check_number("feature_weight", feature_weight, above=0)
+        _check_kinds(features, logits, class_dim)
         if logits is None and not features:
             raise InvalidValueError("features: expected names of modules beside logits=None, got none")
         self.teacher = teacher
@@ -104,10 +114,11 @@ class Distillation:
         """Run both models on the same arguments; return the output of the student, and the distance.
 
         Raises:
-            InvalidTypeError: an output without logits.
+            InvalidTypeError: an output without logits; the student is no nn.Module.
             InvalidValueError: the student shares parameters with the teacher, has no such modules, is compiled
                 beside features, or gives other shapes; a feature of it has no gradient where one is wanted.
         """
+        check_module(student)
         inside = student.module if isinstance(student, DistributedDataParallel) else student
         self._check(inside)
         self._follow(inside)
@@ -149,6 +160,15 @@ class Distillation:
         )
         divergence = F.kl_div(of_student, of_teacher, reduction="none", log_target=True)
         return divergence.sum(self.class_dim).mean() * self.temperature**2
+
+
+def _check_kinds(features: object, logits: object, class_dim: object) -> None:
+    if not isinstance(features, Sequence) or isinstance(features, str) or not all(isinstance(f, str) for f in features):
+        raise InvalidTypeError(f"features: expected a list of names of modules, got {features!r}")
+    if logits is not None and not callable(logits):
+        raise InvalidTypeError(f"logits: expected a function of the output, or None, got {logits!r}")
+    if isinstance(class_dim, bool) or not isinstance(class_dim, int):
+        raise InvalidTypeError(f"class_dim: expected an int, got {class_dim!r}")
 
 
 def _named(model: nn.Module, names: Sequence[str], role: str) -> dict[str, nn.Module]:

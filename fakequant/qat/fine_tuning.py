@@ -7,7 +7,7 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from fakequant.errors import InvalidValueError
+from fakequant.arguments import check_count, check_number, check_optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +19,7 @@ class FineTuning:
         steps: of the optimizer.
 
     Raises:
+        InvalidTypeError: lr is no number, steps no int.
         InvalidValueError: lr that is not positive and finite; fewer than one step.
 
     >>> FineTuning.after_training(lr=0.1, steps=450_000)
@@ -30,10 +31,8 @@ class FineTuning:
 
     def __post_init__(self) -> None:
         """Check both."""
-        if not 0 < self.lr < math.inf:
-            raise InvalidValueError(f"lr: expected a finite number above 0, got {self.lr!r}")
-        if not self.steps >= 1:
-            raise InvalidValueError(f"steps: expected at least 1, got {self.steps!r}")
+        check_number("lr", self.lr, above=0)
+        check_count("steps", self.steps)
 
     @classmethod
     def after_training(
@@ -49,7 +48,15 @@ class FineTuning:
             steps: of the optimizer in the float training.
             lr_fraction: of lr to begin with.
             step_fraction: of steps to go on for; at least one step.
+
+        Raises:
+            InvalidTypeError: no number, or steps no int.
+            InvalidValueError: one that is not positive and finite.
         """
+        check_number("lr", lr, above=0)
+        check_count("steps", steps)
+        check_number("lr_fraction", lr_fraction, above=0)
+        check_number("step_fraction", step_fraction, above=0)
         return cls(lr * lr_fraction, max(1, round(steps * step_fraction)))
 
     def scheduler(self, optimizer: Optimizer) -> LambdaLR:
@@ -57,7 +64,11 @@ class FineTuning:
 
         The learning rate of each parameter group comes down from its own to 1 % of that, as in the source
         above, and stays there after the last step.
+
+        Raises:
+            InvalidTypeError: no optimizer.
         """
+        check_optimizer(optimizer)
         return LambdaLR(optimizer, functools.partial(_half_cosine, self.steps))
 
 

@@ -12,16 +12,19 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fakequant.arguments import check_module
 from fakequant.batches import model_arguments
 from fakequant.call_sites import Call, Role, TensorGraph, is_owner, record
 from fakequant.call_sites.containers import CALL_SITES
 from fakequant.call_sites.tensor_graph import sole_use
 from fakequant.descriptor_fields import UNIFORM
+from fakequant.errors import InvalidValueError
 from fakequant.layers import type_name_of
 from fakequant.nn import QuantInputMixin, TensorQuantizer
 from fakequant.nn.modules.batchnorm import FOLDED, FoldedNorm
 from fakequant.nn.modules.folded_layers import FOLDED_LAYERS, fold, folded_pairs, unfold
 from fakequant.nn.modules.quant_module import QuantProduct
+from fakequant.nn.sharding import is_sharded
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -76,8 +79,9 @@ def fold_batchnorm(model: nn.Module, example_inputs: Any) -> FoldReport:
         The pairs, those of earlier calls included, and why other batch norms stay.
 
     Raises:
-        InvalidTypeError: a batch of another kind.
-        InvalidValueError: one of an earlier pair was replaced in the model.
+        InvalidTypeError: a batch of another kind; model is no nn.Module.
+        InvalidValueError: one of an earlier pair was replaced in the model; a batch norm, or the weight in front of
+            it, is not finite, with its name. Nothing is folded.
 
     >>> import fakequant, torch
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4))
@@ -86,6 +90,7 @@ def fold_batchnorm(model: nn.Module, example_inputs: Any) -> FoldReport:
     1 of 2 batch norms folded
       3: its input is not the output of a convolution or linear layer
     """
+    check_module(model)
     args, kwargs = (example_inputs, {}) if isinstance(example_inputs, tuple) else model_arguments(example_inputs)
     folded_pairs(model)
     with _without_call_sites(model):
@@ -97,9 +102,11 @@ def fold_batchnorm(model: nn.Module, example_inputs: Any) -> FoldReport:
         if isinstance(module, _BatchNorm) and not isinstance(module, FoldedNorm)
     }
     found = {name: search.layer_of(name, norm) for name, norm in norms.items()}
-    for name, layer in found.items():
-        if isinstance(layer, QuantProduct):
-            fold(layer, norms[name])
+    pairs = {name: layer for name, layer in found.items() if isinstance(layer, QuantProduct)}
+    for name, layer in pairs.items():
+        _check_finite(name, layer, norms[name])
+    for name, layer in pairs.items():
+        fold(layer, norms[name])
     return FoldReport(folded_pairs(model), {name: why for name, why in found.items() if isinstance(why, str)})
 
 
@@ -108,10 +115,25 @@ def unfold_batchnorm(model: _Model) -> _Model:
 
     Without quantizers the model computes what it would if it had never been folded, bit for bit. Calibrated ranges
     of weights go back with the weights, up to rounding. ``dequantize`` does this, too.
+
+    Raises:
+        InvalidTypeError: model is no nn.Module.
     """
+    check_module(model)
     for module in model.modules():
         unfold(module)
     return model
+
+
+def _check_finite(name: str, layer: QuantProduct, norm: _BatchNorm) -> None:
+    """Check what the weight is multiplied by, before anything is folded: its range could not follow."""
+    weights = {"weight of the layer in front of it": layer.weight, **norm.state_dict()}
+    for key, value in weights.items():
+        if not is_sharded(value) and not bool(value.isfinite().all()):
+            raise InvalidValueError(f"{name}: expected finite values, got NaN or Inf in its {key}")
+    assert norm.running_var is not None
+    if bool((norm.running_var < 0).any()):
+        raise InvalidValueError(f"{name}: expected a running_var of at least 0, got {float(norm.running_var.min())}")
 
 
 @contextlib.contextmanager

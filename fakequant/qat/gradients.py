@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
+from fakequant.arguments import check_count
 from fakequant.arithmetic import quantize_gradient
 from fakequant.errors import InvalidValueError
 from fakequant.nn.modules.quant_module import QuantMixin
+from fakequant.nn.walk import check_is_quantized
 
 
 class QuantizedGradients:
@@ -46,17 +48,20 @@ def quantize_gradients(model: nn.Module, num_bits: int) -> QuantizedGradients:
         A handle whose ``remove()`` undoes it.
 
     Raises:
-        InvalidValueError: num_bits out of range; a model without a quantized layer.
+        InvalidTypeError: model is no nn.Module, num_bits no int.
+        InvalidValueError: num_bits out of range; a model without a quantized layer for its present target.
 
     >>> from fakequant.nn.modules.linear import QuantLinear
     >>> quantize_gradients(QuantLinear(2, 2), num_bits=4).remove()
     """
-    if not 1 <= num_bits <= 16:
-        raise InvalidValueError(f"num_bits: expected 1 to 16, got {num_bits}")
+    check_is_quantized(model)
+    check_count("num_bits", num_bits, at_most=16)
     # The output of a layer that is made of others, such as attention, is that of one of them.
     layers = [module for module in model.modules() if isinstance(module, QuantMixin) and not _is_made_of_layers(module)]
     if not layers:
-        raise InvalidValueError(f"model: expected quantized layers, got none in {type(model).__name__}")
+        raise InvalidValueError(
+            f"model: expected layers that its present target quantizes, got none in {type(model).__name__}"
+        )
     hook = functools.partial(_quantize_output_gradients, num_bits)
     return QuantizedGradients(layer.register_forward_hook(hook) for layer in layers)
 
@@ -66,6 +71,8 @@ def _is_made_of_layers(module: nn.Module) -> bool:
 
 
 def _quantize_output_gradients(num_bits: int, layer: nn.Module, inputs: Any, output: Any) -> None:
+    if not isinstance(layer, QuantMixin):  # it was made float again
+        return
     for tensor in pytree.tree_leaves(output):
         if isinstance(tensor, Tensor) and tensor.requires_grad:
             tensor.register_hook(functools.partial(_quantized, num_bits))

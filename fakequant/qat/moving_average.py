@@ -4,13 +4,17 @@ Jacob et al. 2018 (arXiv:1712.05877), section 3.1: ranges of activations are exp
 moving averages over the batches of training; weights take their extremes as they are.
 """
 
+import warnings
+
 from torch import nn
 
+from fakequant.arguments import check_number
 from fakequant.arithmetic import check_amax, range_of
 from fakequant.collecting import naming
 from fakequant.errors import InvalidValueError
 from fakequant.nn.sharding import whole
-from fakequant.nn.walk import named_quantizers, weights_of_quantizers
+from fakequant.nn.walk import check_is_quantized, named_quantizers, weights_of_quantizers
+from fakequant.shortened import shortened
 
 
 def follow_ranges(model: nn.Module, momentum: float = 0.01) -> None:
@@ -32,6 +36,7 @@ def follow_ranges(model: nn.Module, momentum: float = 0.01) -> None:
         momentum: the weight of the newest batch, above 0 and at most 1.
 
     Raises:
+        InvalidTypeError: momentum is no number, model no nn.Module.
         InvalidValueError: a momentum out of range; no quantizer that could follow.
 
     >>> from fakequant import quantize
@@ -43,8 +48,7 @@ def follow_ranges(model: nn.Module, momentum: float = 0.01) -> None:
     >>> model.input_quantizer.amax
     tensor(2.)
     """
-    if not isinstance(momentum, int | float) or not 0 < momentum <= 1:
-        raise InvalidValueError(f"momentum: expected a number above 0 and at most 1, got {momentum!r}")
+    check_number("momentum", momentum, above=0, at_most=1)
     weights = weights_of_quantizers(model)
     following = [
         quantizer
@@ -61,9 +65,14 @@ def follow_ranges(model: nn.Module, momentum: float = 0.01) -> None:
 def freeze_ranges(model: nn.Module) -> None:
     """Undo ``follow_ranges``: ranges stay as they are now, also those of weights that were never calibrated.
 
+    One that is still unknown, because its quantizer was not called in training mode, goes on taking the range of
+    each of its inputs: a warning names it.
+
     Raises:
-        InvalidValueError: such a weight holds NaN or Inf; names its quantizer. Nothing is changed.
+        InvalidTypeError: model is no nn.Module.
+        InvalidValueError: such a weight holds NaN or Inf; names its quantizer. No quantizers. Nothing is changed.
     """
+    check_is_quantized(model)
     names = {quantizer: name for name, quantizer in named_quantizers(model)}
     following = [quantizer for quantizer in names if quantizer.momentum is not None]
     found = {}
@@ -72,6 +81,13 @@ def freeze_ranges(model: nn.Module) -> None:
             found[quantizer] = range_of(quantizer.descriptor, whole(weight.tensor))
             with naming(names[quantizer]):
                 check_amax(found[quantizer][0])
+    unknown = [names[quantizer] for quantizer in following if not (quantizer.is_calibrated or quantizer.stands_by)]
+    if unknown:
+        warnings.warn(
+            f"{shortened(unknown)}: expected a range from a forward in training mode, got none: each input will have "
+            "its own. Calibrate, or freeze later",
+            stacklevel=2,
+        )
     for quantizer in following:
         quantizer.momentum = None
     for quantizer, ends in found.items():

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from fakequant.arguments import check_count, check_module
 from fakequant.errors import InvalidTypeError, InvalidValueError
 from fakequant.nn.walk import named_quantizers
 
@@ -34,7 +35,7 @@ class Phases:
             is a ``functools.partial``, such as ``partial(lower_bits, num_bits=4)``.
 
     Raises:
-        InvalidTypeError: a key that is no int or range; a value that cannot be called.
+        InvalidTypeError: a key that is no int or range; a value that cannot be called; model is no nn.Module.
         InvalidValueError: a step below 0; a range that is empty or runs backwards.
 
     Ranges that follow for the first half, and nothing but weights that move in the second:
@@ -52,6 +53,9 @@ class Phases:
     """
 
     def __init__(self, model: nn.Module, changes: Mapping[int | range, Change | Sequence[Change]]) -> None:
+        check_module(model)
+        if not isinstance(changes, Mapping):
+            raise InvalidTypeError(f"changes: expected {{step: function}}, got {type(changes).__name__}")
         self._model = model
         self._changes = [
             (_as_steps(key), change) for key, functions in changes.items() for change in _as_list(key, functions)
@@ -59,7 +63,7 @@ class Phases:
         self._steps = 0
 
     def step(self) -> None:
-        """Begin the next training step: call the functions of it."""
+        """Begin the next training step: call the functions of it. The step has not begun if one of them raises."""
         for steps, change in self._changes:
             if self._steps in steps:
                 change(self._model)
@@ -72,22 +76,27 @@ class Phases:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a ``state_dict()``: call the functions of the steps passed, and put all ranges back after that.
 
-        A function of many steps is called once, at the last of them.
+        A function of many steps is called once, at the last of them. Ranges are put back also if one raises.
 
         Raises:
+            InvalidTypeError: its number of steps is no int.
             InvalidValueError: a state before the present one; what was done since cannot be undone. Or none of this.
         """
-        steps = state.get("steps")
-        if not isinstance(steps, int):
-            raise InvalidValueError(f"state: expected what Phases.state_dict returned, got {sorted(map(str, state))}")
+        if not isinstance(state, Mapping) or "steps" not in state:
+            found = sorted(map(str, state)) if isinstance(state, Mapping) else repr(state)
+            raise InvalidValueError(f"state: expected what Phases.state_dict returned, got {found}")
+        steps = state["steps"]
+        check_count("steps", steps, at_least=0)
         if steps < self._steps:
             raise InvalidValueError(f"steps: expected at least {self._steps}, which began already, got {steps}")
         ranges = [(quantizer, copy.deepcopy(quantizer.state_dict())) for _, quantizer in named_quantizers(self._model)]
-        with torch.random.fork_rng(devices=[]):  # a loader of data draws from it
-            for change in self._passed(steps):
-                change(self._model)
-        for quantizer, before in ranges:
-            quantizer.load_state_dict(before)
+        try:
+            with torch.random.fork_rng(devices=[]):  # a loader of data draws from it
+                for change in self._passed(steps):
+                    change(self._model)
+        finally:
+            for quantizer, before in ranges:
+                quantizer.load_state_dict(before)
         self._steps = steps
 
     def _passed(self, end: int) -> list[Change]:

@@ -14,7 +14,7 @@ from torch import Tensor, distributed, nn
 from fakequant.distributed.processes import group_in_use
 from fakequant.errors import InvalidValueError
 from fakequant.nn import TensorQuantizer
-from fakequant.nn.walk import named_quantizers
+from fakequant.nn.walk import check_is_quantized, named_quantizers
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -41,8 +41,9 @@ def broadcast_ranges(model: nn.Module, group: Optional["ProcessGroup"] = None) -
 
     Raises:
         InvalidValueError: another process has other quantizers or grids; then all raise, and no range is changed.
-            This process is not in the group.
+            This process is not in the group. A model without quantizers.
     """
+    check_is_quantized(model)
     quantizers = dict(named_quantizers(model))
     first = _ranges_of_all(quantizers, group)[0]
     for name, quantizer in quantizers.items():

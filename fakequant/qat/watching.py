@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fakequant.arguments import check_number, check_optimizer
 from fakequant.arithmetic import DEAD_AMAX
-from fakequant.errors import InvalidValueError, TrainingError
+from fakequant.errors import TrainingError
 from fakequant.nn import TensorQuantizer
 from fakequant.nn.sharding import share
 from fakequant.nn.walk import check_is_quantized, named_quantizers
@@ -183,7 +184,8 @@ def watch(model: nn.Module, optimizer: Optimizer | None = None, *, factor: float
         A handle, also for a with block.
 
     Raises:
-        InvalidValueError: a model without quantizers; a factor that is not above 1.
+        InvalidTypeError: model is no nn.Module, optimizer none of torch, factor no number.
+        InvalidValueError: a model without quantizers; a factor that is not above 1 and finite.
 
     >>> from fakequant.nn import QuantLinear
     >>> layer = QuantLinear(2, 2)
@@ -192,7 +194,8 @@ def watch(model: nn.Module, optimizer: Optimizer | None = None, *, factor: float
     ...     _ = layer(torch.ones(1, 2))
     ...     watching.step()
     """
-    if not factor > 1:
-        raise InvalidValueError(f"factor: expected a number above 1, got {factor!r}")
     check_is_quantized(model)
+    check_number("factor", factor, above=1)
+    if optimizer is not None:
+        check_optimizer(optimizer)
     return Watch(model, optimizer, factor)

@@ -7,7 +7,7 @@ from fakequant.calib import DataRange
 from fakequant.collecting import calibrator_of, method_of, naming
 from fakequant.nn import TensorQuantizer
 from fakequant.nn.sharding import whole
-from fakequant.nn.walk import Weight, named_quantizers, weights_of_quantizers
+from fakequant.nn.walk import Weight, check_is_quantized, named_quantizers, weights_of_quantizers
 
 
 @torch.no_grad()
@@ -26,7 +26,8 @@ def reestimate_weights(model: nn.Module, method: str = "max") -> None:
 
     Raises:
         CalibrationError: a weight holds NaN or Inf; names its quantizer. Nothing is changed.
-        InvalidValueError: an unknown method.
+        InvalidTypeError: model is no nn.Module.
+        InvalidValueError: an unknown method; a model without quantizers.
 
     >>> from fakequant.nn import QuantLinear
     >>> layer = QuantLinear(2, 1)
@@ -35,6 +36,7 @@ def reestimate_weights(model: nn.Module, method: str = "max") -> None:
     >>> layer.weight_quantizer.amax
     tensor([[3.]])
     """
+    check_is_quantized(model)
     names = {quantizer: name for name, quantizer in named_quantizers(model)}
     found = {
         quantizer: _range(names[quantizer], quantizer, weight, method)

@@ -350,7 +350,7 @@ def test_a_batch_of_another_kind_is_refused(model):
 
 @pytest.mark.parametrize("lr", [0.0, float("inf")])
 def test_a_learning_rate_that_is_none_is_refused(model, lr):
-    with pytest.raises(InvalidValueError, match="lr: expected a finite number above 0"):
+    with pytest.raises(InvalidValueError, match="lr: expected a (finite )?number above 0"):
         qat.check(model, lr=lr)
 
 

@@ -75,6 +75,25 @@ def test_the_batch_may_be_a_dict_or_a_tuple(model):
     assert fold_batchnorm(copy.deepcopy(model), {"x": X}).folded == fold_batchnorm(model, (X,)).folded
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("bn2.running_var", float("nan"), "bn2: expected finite values, got NaN or Inf in its running_var"),
+        ("bn2.running_var", -1.0, "bn2: expected a running_var of at least 0, got -1.0"),
+        ("bn2.bias", float("inf"), "bn2: expected finite values, got NaN or Inf in its bias"),
+        ("conv2.weight", float("nan"), "bn2: expected finite values, got NaN or Inf in its weight of the layer"),
+    ],
+)
+def test_what_is_not_finite_is_named_and_nothing_is_folded(model, key, value, message):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        model.state_dict()[key].fill_(value)
+    with pytest.raises(InvalidValueError, match=message):
+        fold_batchnorm(model, X)
+    assert not folded_pairs(model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items() if name != key)
+
+
 def test_folding_twice_changes_nothing(folded):
     classes = [type(module) for module in folded.modules()]
     assert fold_batchnorm(folded, X).folded == {"conv1": "bn1", "conv2": "bn2"}

@@ -1,9 +1,12 @@
+import copy
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from fakequant import dequantize
 from fakequant.arithmetic import quantize_gradient
 from fakequant.errors import InvalidValueError
 from fakequant.nn import QuantConv2d, QuantLinear, QuantMultiheadAttention
@@ -153,6 +156,18 @@ def test_remove_gives_the_float_gradients_back(model, batch):
     assert torch.equal(model[0].weight.grad, expected)
 
 
+def test_a_model_that_is_made_float_has_float_gradients(model, batch):
+    quantize_gradients(model, 2)
+    floating = dequantize(copy.deepcopy(model))
+    expected = copy.deepcopy(floating)
+    for module in expected.modules():
+        module._forward_hooks.clear()
+    for each in (floating, expected):
+        each(batch).square().sum().backward()
+    for ours, other in zip(floating.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(ours.grad, other.grad)
+
+
 def test_evaluation_without_gradient_works(model, batch):
     quantize_gradients(model, 2)
     with torch.no_grad():
@@ -178,7 +193,7 @@ def test_float_layers_are_left_alone(batch):
 
 
 def test_a_model_without_quantized_layers_is_refused():
-    with pytest.raises(InvalidValueError, match="model: expected quantized layers, got none in Linear"):
+    with pytest.raises(InvalidValueError, match="model: expected a quantized model, got no quantizer in Linear"):
         quantize_gradients(nn.Linear(2, 2), 4)
 
 

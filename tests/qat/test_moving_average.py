@@ -100,9 +100,17 @@ def test_a_model_that_cannot_follow_is_refused(grid):
         follow_ranges(linear(**grid))
 
 
-@pytest.mark.parametrize("momentum", [0.0, -0.1, 1.1, float("nan"), "0.1"])
+def test_freezing_what_never_ran_warns_with_its_name():
+    model = nn.Sequential(linear(), linear())
+    follow_ranges(model)
+    model[0].train()(torch.ones(1, 2))
+    with pytest.warns(UserWarning, match="1._input_quantizer: expected a range from a forward in training mode"):
+        freeze_ranges(model)
+
+
+@pytest.mark.parametrize("momentum", [0.0, -0.1, 1.1, float("nan")])
 def test_a_bad_momentum_is_refused(momentum):
-    with pytest.raises(InvalidValueError, match="momentum: expected a number above 0 and at most 1"):
+    with pytest.raises(InvalidValueError, match="momentum: expected a (finite )?number above 0 and at most 1"):
         follow_ranges(linear(), momentum)
 
 

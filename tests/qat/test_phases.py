@@ -175,6 +175,20 @@ def test_a_resume_calls_nothing_that_was_called():
     assert calls == ["4"]
 
 
+def test_a_function_that_fails_in_a_resume_leaves_ranges_as_they_were():
+    def fail(model):
+        model.input_quantizer.amax = 5.0
+        raise RuntimeError("fails")
+
+    model = fakequant.nn.QuantLinear(2, 2)
+    model.input_quantizer.amax = 1.0
+    phases = Phases(model, {0: fail})
+    with pytest.raises(RuntimeError, match="fails"):
+        phases.load_state_dict({"steps": 1})
+    assert model.input_quantizer.amax == 1.0
+    assert phases.state_dict() == {"steps": 0}
+
+
 def test_going_back_is_refused():
     phases = Phases(nn.Identity(), {})
     for _ in range(3):

@@ -367,7 +367,7 @@ def test_a_model_with_quantized_weights_only_needs_no_calls():
 
 @pytest.mark.parametrize("factor", [1.0, 0.5, float("nan")])
 def test_a_factor_that_bounds_nothing_is_refused(model, factor):
-    with pytest.raises(InvalidValueError, match="factor: expected a number above 1"):
+    with pytest.raises(InvalidValueError, match="factor: expected a (finite )?number above 1"):
         qat.watch(model, factor=factor)
 
 

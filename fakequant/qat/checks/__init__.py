@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from fakequant.arguments import check_number, check_optimizer
 from fakequant.batches import feed
 from fakequant.errors import InvalidValueError
 from fakequant.nn.walk import check_is_quantized
@@ -41,8 +42,9 @@ def check(
         Problems and hints; ``print`` it, or ``check(...).raise_for_problems()``.
 
     Raises:
-        InvalidTypeError: a batch of another kind without ``forward``.
-        InvalidValueError: a model without quantizers; no batch among batches; an lr that is not positive and finite.
+        InvalidTypeError: a batch of another kind without ``forward``; another argument of another kind.
+        InvalidValueError: a model without quantizers; no batch among batches, or only empty ones; an lr that is not
+            positive and finite.
 
     >>> from fakequant.nn import QuantLinear
     >>> print(check(QuantLinear(2, 2)))
@@ -51,6 +53,10 @@ def check(
       _weight_quantizer: expected a range, got none. Calibrate before training.
     """
     check_is_quantized(model)
+    if optimizer is not None:
+        check_optimizer(optimizer)
+    if lr is not None:
+        check_number("lr", lr, above=0)
     findings = [finding for found in of_model.CHECKS for finding in found(model)]
     if optimizer is not None:
         findings += [finding for found in of_optimizer.CHECKS for finding in found(model, optimizer)]
@@ -61,5 +67,7 @@ def check(
     run = of_run.Run(model, batches, forward or feed)
     if not run.num_batches:
         raise InvalidValueError("batches: expected at least one, got none")
+    if run.is_empty:
+        raise InvalidValueError(f"batches: expected tensors with elements, got none in {run.num_batches}")
     findings += [finding for found in of_run.CHECKS for finding in found(model, run)]
     return CheckReport(tuple(findings), run.num_batches, *run.errors())

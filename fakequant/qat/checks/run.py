@@ -24,10 +24,12 @@ class Noise:
 
     Attributes:
         is_finite: whether all that was given was.
+        count: elements that were given.
     """
 
     def __init__(self) -> None:
         self.is_finite = True
+        self.count = 0
         self._signal = torch.zeros((), dtype=torch.float64)
         self._noise = torch.zeros((), dtype=torch.float64)
 
@@ -35,6 +37,7 @@ class Noise:
         """Take in a tensor, and what became of it."""
         expected, got = signal.detach().to("cpu", torch.float64), noisy.detach().to("cpu", torch.float64)
         self.is_finite &= bool(expected.isfinite().all() & got.isfinite().all())
+        self.count += expected.numel()
         self._signal += expected.square().sum()
         self._noise += (got - expected).square().sum()
 
@@ -59,6 +62,7 @@ class Run:
         self.outputs: dict[str, Noise] = {}
         self.quantizers: dict[str, Noise] = {}
         self.apart: set[str] = set()
+        self._weights = {name for name, quantizer in named_quantizers(model) if quantizer.is_weight}
         with evaluating(model):
             for batch in batches:
                 with collecting(model, {}):
@@ -66,6 +70,12 @@ class Run:
                 with self._listening(model):
                     self._compare(expected, _tensors(forward(model, batch)))
                 self.num_batches += 1
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no activation that was quantized has an element."""
+        met = [noise for name, noise in self.quantizers.items() if name not in self._weights]
+        return bool(met) and not any(noise.count for noise in met)
 
     def _compare(self, expected: dict[str, Tensor], got: dict[str, Tensor]) -> None:
         for name in {**expected, **got}:
