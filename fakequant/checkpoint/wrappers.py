@@ -26,7 +26,7 @@ def check_is_bare(model: nn.Module) -> None:
     """
     check_module(model)
     if isinstance(model, TensorQuantizer):
-        raise InvalidTypeError("model: expected a model, got one of its quantizers")
+        raise InvalidTypeError("model: expected an nn.Module that holds quantizers, got TensorQuantizer")
     cls = type(model)
     if cls.__module__.startswith("torch.") and cls.__name__ in _WRAPPED_AS:
         attribute = _WRAPPED_AS[cls.__name__]
