@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fakequant.errors import InvalidValueError
+from fakequant.errors import InvalidTypeError, InvalidValueError
 from fakequant.nn.modules.folded_layers import FoldedLayer
 from fakequant.nn.modules.quant_module import QuantMixin
 from fakequant.nn.modules.tensor_quantizer import TensorQuantizer
@@ -38,6 +38,16 @@ def named_quantizers(model: nn.Module) -> Iterator[tuple[str, TensorQuantizer]]:
     for name, module in model.named_modules():
         if isinstance(module, TensorQuantizer):
             yield name, module
+
+
+def check_is_module(model: object) -> None:
+    """Check that a model is one.
+
+    Raises:
+        InvalidTypeError: no nn.Module.
+    """
+    if not isinstance(model, nn.Module):
+        raise InvalidTypeError(f"model: expected an nn.Module, got {type(model).__name__}")
 
 
 def check_is_quantized(model: nn.Module) -> None:

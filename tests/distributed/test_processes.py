@@ -82,7 +82,7 @@ def test_what_differs_is_the_same_error_in_each_process(found, case, message, ra
     [
         ("forward-raises", 2, "ValueError: bad sample"),
         ("loader-raises", 0, "OSError: disk is gone"),
-        ("argument", 3, "InvalidValueError: num_batches: expected None or at least 0, got -1"),
+        ("argument", 3, "InvalidValueError: num_batches: expected None or at least 1, got -1"),
     ],
 )
 @pytest.mark.parametrize("rank", range(4))
