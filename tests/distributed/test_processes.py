@@ -52,6 +52,13 @@ def test_fsdp_has_the_ranges_of_one_process(found, rank):
     assert same(found("fsdp", rank)["ranges"], found("net-entropy", "alone")["ranges"])
 
 
+@pytest.mark.parametrize("rank", range(4))
+@pytest.mark.parametrize("case", ["met", "met-again"])
+def test_a_process_that_came_alone_calibrates_with_the_others_afterwards(found, case, rank):
+    assert "process 1: did not call calibrate() for 2 s (time_limit)" in found("came-alone", 0)["error"]
+    assert same(found(case, rank)["ranges"], found("net-entropy", "alone")["ranges"])
+
+
 @pytest.mark.parametrize(
     ("case", "message"),
     [
