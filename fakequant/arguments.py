@@ -2,7 +2,7 @@
 
 import math
 import operator
-from numbers import Real
+from numbers import Integral, Real
 
 from torch import nn
 from torch.optim import Optimizer
@@ -73,8 +73,9 @@ def check_count(name: str, value: object, *, at_least: int = 1, at_most: int | N
 
     >>> check_count("steps", 10)
     """
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise InvalidTypeError(f"{name}: expected an int, got {value!r}")
-    if value < at_least or (at_most is not None and value > at_most):
+    count = int(value)
+    if count < at_least or (at_most is not None and count > at_most):
         expected = f"at least {at_least}" if at_most is None else f"{at_least} to {at_most}"
         raise InvalidValueError(f"{name}: expected {expected}, got {value!r}")

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fakequant.arguments import check_count, check_module
 from fakequant.arithmetic import DEAD_AMAX
 from fakequant.batches import feed
 from fakequant.calib import (
@@ -22,14 +23,17 @@ from fakequant.calib import (
     affine_sqnr_db,
     sqnr_db,
 )
-from fakequant.collecting import Collector, calibrator_of, collecting, method_of
+from fakequant.calib.methods import check_method
+from fakequant.calib.percentile import check_percentile
+from fakequant.collecting import Collector, calibrator_of, collecting, method_of, put_on_grid
 from fakequant.distributed import Alone, Processes, together, without_sharing
-from fakequant.errors import CalibrationError, InvalidValueError
+from fakequant.errors import CalibrationError, InvalidTypeError, InvalidValueError
 from fakequant.nn import TensorQuantizer
 from fakequant.nn.modes import evaluating
 from fakequant.nn.sharding import reshard, whole
 from fakequant.nn.walk import Weight, named_quantizers, weights_of_quantizers
 from fakequant.retarget import every_target
+from fakequant.shortened import shortened
 
 ALL_PROCESSES = Processes()
 
@@ -86,13 +90,21 @@ class Calibration:
 
         Args:
             method: for activations: "max", "entropy", "percentile", "mse", "auto".
-            weight_method: for weights: "max", "mse" or "lsq".
-            percentile: for that method, above 0 and at most 100.
+            weight_method: for weights: "max", "mse", or "lsq" where LSQ trains their ranges.
+            percentile: for that method, above 1 and at most 100.
+
+        Each range is for the present grid of its quantizer, such as one of fewer bits.
 
         Raises:
-            CalibrationError: names every quantizer whose range could not be computed, and why. Nothing is written.
-            InvalidValueError: unknown method, or one that this pass did not collect for.
+            CalibrationError: names every quantizer whose range could not be computed, and why, or that the model
+                no longer has. Nothing is written.
+            InvalidTypeError: a method that is no str, or a percentile that is no number.
+            InvalidValueError: unknown method, or one that this pass did not collect for; a percentile out of range.
         """
+        _check_search(method, weight_method, percentile)
+        present = {quantizer for _, quantizer in named_quantizers(self._model)}
+        if gone := [name for name, quantizer in self._quantizers.items() if quantizer not in present]:
+            raise CalibrationError(f"{shortened(gone)}: no longer in the model; calibrate again")
         self._write(method, self._search(method, weight_method, percentile))
         return self
 
@@ -107,6 +119,7 @@ class Calibration:
         for name, quantizer in self._quantizers.items():
             chosen = method_of(quantizer, weight_method if name in self._weights else method)
             try:
+                put_on_grid(self._calibrators[name], quantizer)
                 ends = self._calibrators[name].compute_range(chosen, percentile=percentile)
             except CalibrationError as error:
                 problems.append(f"{name}: {error}")
@@ -176,9 +189,10 @@ def calibrate(
             model as it is; a dict as keyword arguments; anything else needs ``forward``.
         method: for activations: "max", "entropy", "percentile", "mse", or "auto" (per tensor the one
             with the least quantization error).
-        num_batches: how many batches this process uses at most; None for all.
-        percentile: in percent, for the percentile method.
-        weight_method: for weights, on the grid of each: "max", "mse", or "lsq", where training by LSQ starts.
+        num_batches: how many batches this process uses at most, 1 or more; None for all.
+        percentile: in percent, for the percentile method, above 1 and at most 100.
+        weight_method: for weights, on the grid of each: "max", "mse", or "lsq", where training by LSQ starts, for
+            ranges that it trains.
         forward: runs the model on one batch, such as ``lambda model, batch: model(batch["image"])``.
         strict: a quantizer that is never called is an error; otherwise it stays uncalibrated.
         progress: show a bar, in the first process.
@@ -192,12 +206,12 @@ def calibrate(
         CalibrationError: no batches; a quantizer was never called, or saw NaN, Inf, or negative values
             on an unsigned grid; a process failed, has no data or another model, or shows no progress. All are
             named; no range is changed, in no process.
-        InvalidTypeError: a batch of another kind without ``forward``.
-        InvalidValueError: an unknown method; nothing to calibrate; a negative num_batches.
+        InvalidTypeError: an argument of another type; a batch of another kind without ``forward``.
+        InvalidValueError: an unknown method; nothing to calibrate; num_batches below 1; a percentile out of range.
     """
     with together(processes) as peers:
-        if num_batches is not None and num_batches < 0:
-            raise InvalidValueError(f"num_batches: expected None or at least 0, got {num_batches}")
+        _check_run(model, data, num_batches, forward)
+        _check_search(method, weight_method, percentile)
         with every_target(model):
             quantizers = _to_calibrate(model)
             owners = weights_of_quantizers(model)
@@ -225,6 +239,22 @@ def calibrate(
         peers.finish()
         calibration._write(method, found)
     return calibration
+
+
+def _check_run(model: object, data: object, num_batches: object, forward: object) -> None:
+    check_module(model)
+    if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
+        raise InvalidTypeError(f"data: expected an iterable of batches, got {data!r}")
+    if num_batches is not None:
+        check_count("num_batches", num_batches)
+    if forward is not None and not callable(forward):
+        raise InvalidTypeError(f"forward: expected None or a function of model and batch, got {forward!r}")
+
+
+def _check_search(method: object, weight_method: object, percentile: object) -> None:
+    check_method("method", method, is_weight=False)
+    check_method("weight_method", weight_method, is_weight=True)
+    check_percentile(percentile)
 
 
 def _to_calibrate(model: nn.Module) -> dict[str, TensorQuantizer]:

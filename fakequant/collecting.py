@@ -1,15 +1,20 @@
 """Collecting what the quantizers of a model meet, while it runs as the float model that it was."""
 
 import contextlib
+import dataclasses
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from fakequant.calib import Calibrator, calibrator_for
-from fakequant.errors import FakeQuantError
+from fakequant.descriptor import QuantDescriptor
+from fakequant.errors import CalibrationError, FakeQuantError, InvalidValueError
 from fakequant.nn import TensorQuantizer
 from fakequant.nn.walk import named_quantizers
+
+_STATISTICS_OF = ("axis", "affine", "block_size", "block_axis")
+"""Fields of a grid that say what our own calibrators collect."""
 
 
 class Collector:
@@ -81,6 +86,11 @@ def calibrator_of(name: str, quantizer: TensorQuantizer, method: str) -> Calibra
     if wanted is None:
         return calibrator_for(grid)
     with naming(name):
+        if wanted == "lsq" and grid.learn_amax not in ("lsq", "lsq+"):
+            raise InvalidValueError(
+                "method 'lsq': expected a range that 'lsq' or 'lsq+' trains, because training starts from it, got "
+                f"learn_amax={grid.learn_amax!r}"
+            )
         calibrator = calibrator_for(grid.replace(calib_method="max" if wanted == "max" else "histogram"))
         calibrator.compute_range(wanted)
     return calibrator
@@ -88,4 +98,27 @@ def calibrator_of(name: str, quantizer: TensorQuantizer, method: str) -> Calibra
 
 def method_of(quantizer: TensorQuantizer, method: str) -> str | None:
     """Return the method of a quantizer; a calibrator that is none of our two knows its own."""
-    return method if quantizer.descriptor.calib_method in ("max", "histogram") else None
+    return method if _is_ours(quantizer.descriptor) else None
+
+
+def put_on_grid(calibrator: Calibrator, quantizer: TensorQuantizer) -> None:
+    """Let a calibrator find the range of what it collected on the present grid of a quantizer.
+
+    Raises:
+        CalibrationError: what was collected does not serve that grid, or nothing does.
+    """
+    before, grid = calibrator.descriptor, quantizer.descriptor
+    if not quantizer.is_to_calibrate:
+        raise CalibrationError(f"expected a grid whose range comes from data, got {grid}")
+    fields: Sequence[str] = [field.name for field in dataclasses.fields(grid)]
+    if _is_ours(grid) and _is_ours(before):
+        grid, fields = grid.replace(calib_method=before.calib_method), _STATISTICS_OF
+    for field in fields:
+        then, now = getattr(before, field), getattr(grid, field)
+        if now != then:
+            raise CalibrationError(f"{field}: expected {then!r}, for which data was collected, got {now!r}")
+    calibrator.descriptor = grid
+
+
+def _is_ours(grid: QuantDescriptor) -> bool:
+    return grid.calib_method in ("max", "histogram")

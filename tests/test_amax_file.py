@@ -5,16 +5,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 import fakequant
 from fakequant.amax_file import load_amax, save_amax
-from fakequant.errors import CheckpointError, InvalidValueError
+from fakequant.errors import CheckpointError, InvalidTypeError, InvalidValueError
 from fakequant.nn import QuantConv2d, QuantLinear
 from fakequant.nn.walk import named_quantizers
+from fakequant.qat import fold_batchnorm
 
 
 def new_model() -> nn.Sequential:
     return nn.Sequential(QuantConv2d(2, 3, 3), nn.Flatten(), QuantLinear(3, 4))
+
+
+HEADER = {"format": "fakequant.amax", "folded": "{}"}
 
 
 def amaxes(model: nn.Module) -> dict[str, list[float] | None]:
@@ -107,7 +112,7 @@ def test_strict_loading_names_what_does_not_fit(model, path, changed, message):
     save_amax(model, path)
     ranges = load_file(path)
     changed(ranges)
-    save_file(ranges, path)
+    save_file(ranges, path, HEADER)
     other = new_model()
     with pytest.raises(CheckpointError, match=message):
         load_amax(other, path)
@@ -124,7 +129,7 @@ def test_disabled_quantizer_needs_no_range(model, path):
 
 
 def test_loose_loading_sets_what_is_in_both(path):
-    save_file({"0._input_quantizer": torch.tensor(2.0), "head": torch.ones(())}, path)
+    save_file({"0._input_quantizer": torch.tensor(2.0), "head": torch.ones(())}, path, HEADER)
     model = new_model()
     load_amax(model, path, strict=False)
     assert [name for name, amax in amaxes(model).items() if amax is not None] == ["0._input_quantizer"]
@@ -133,7 +138,7 @@ def test_loose_loading_sets_what_is_in_both(path):
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")], ids=str)
 def test_bad_range_is_named_and_nothing_is_changed(model, path, value):
     save_amax(model, path)
-    save_file(load_file(path) | {"2._input_quantizer": torch.tensor(value)}, path)
+    save_file(load_file(path) | {"2._input_quantizer": torch.tensor(value)}, path, HEADER)
     before = amaxes(model)
     with pytest.raises(InvalidValueError, match=r"2\._input_quantizer: amax: expected finite values >= 0"):
         load_amax(model, path)
@@ -143,8 +148,130 @@ def test_bad_range_is_named_and_nothing_is_changed(model, path, value):
 @pytest.mark.parametrize("content", [b"", b"not safetensors at all", b"\xff" * 64], ids=["empty", "text", "bytes"])
 def test_file_of_another_kind_is_refused(path, content):
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"ranges\.safetensors: expected a safetensors file of ranges, got"):
+    with pytest.raises(CheckpointError, match=r"ranges\.safetensors: expected a file of save_amax, got"):
         load_amax(new_model(), path)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (None, "expected a file of save_amax, got the format None"),
+        (
+            HEADER | {"format": "fakequant.quantized"},
+            "expected a file of save_amax, got the format 'fakequant.quantized'",
+        ),
+        ({"format": "fakequant.amax"}, "folded: expected JSON"),
+        (HEADER | {"folded": "[]"}, "folded: expected an object, got list"),
+    ],
+    ids=["none", "another format", "no folded", "a list"],
+)
+def test_a_header_of_another_kind_is_refused(model, path, header, message):
+    save_amax(model, path)
+    save_file(load_file(path), path, header)
+    refused(new_model(), path, message)
+
+
+def refused(model, path, message, **options):
+    """Check that a file is refused with a message, and that it changed nothing."""
+    before = amaxes(model)
+    with pytest.raises(CheckpointError, match=message):
+        load_amax(model, path, **options)
+    assert amaxes(model) == before
+
+
+def test_loose_loading_needs_a_name_in_common(path):
+    save_file({"module.0._input_quantizer": torch.ones(())}, path, HEADER)
+    message = r"expected a range for a quantizer of the model, got ranges for \['module.0._input_quantizer'\]"
+    refused(new_model(), path, message, strict=False)
+
+
+@pytest.mark.parametrize("name", ["0._input_quantizer", "0._weight_quantizer"])
+def test_a_range_whose_shape_does_not_fit_is_refused(model, path, name):
+    save_amax(model, path)
+    save_file(load_file(path) | {name: torch.ones(4)}, path, HEADER)
+    refused(model, path, rf"{name}: expected a range .*, got \(4,\)")
+
+
+# Models that are no place for ranges.
+
+
+@pytest.mark.parametrize("action", [save_amax, load_amax])
+def test_a_wrapper_is_refused(model, path, action):
+    expected = "model: expected the model itself, got AveragedModel around it; give its .module instead"
+    with pytest.raises(InvalidTypeError, match=expected):
+        action(AveragedModel(model), path)
+
+
+@pytest.mark.parametrize("action", [save_amax, load_amax])
+@pytest.mark.parametrize("other", [None, "x"])
+def test_no_model_is_refused(path, action, other):
+    with pytest.raises(InvalidTypeError, match="model: expected an nn.Module, got"):
+        action(other, path)
+
+
+@pytest.mark.parametrize("action", [save_amax, load_amax])
+def test_a_model_on_meta_is_refused(model, path, action):
+    save_amax(model, path)
+    with pytest.raises(CheckpointError, match=r"tensors with values, got none, as on meta, for \['0._input_quantizer'"):
+        action(copy.deepcopy(model).to("meta"), path)
+
+
+def with_norm(is_folded: bool) -> nn.Module:
+    """Calibrated."""
+    model, x = nn.Sequential(QuantConv2d(2, 3, 1), nn.BatchNorm2d(3)), torch.randn(2, 2, 4, 4)
+    fakequant.calibrate(model, [x], progress=False)
+    if is_folded:
+        fold_batchnorm(model, (x,))
+    return model
+
+
+@pytest.mark.parametrize("is_folded", [False, True])
+def test_folded_batch_norms_are_those_of_the_file(path, is_folded):
+    save_amax(with_norm(is_folded), path)
+    refused(with_norm(not is_folded), path, r"model: expected batch norms folded into .* they differ in \['0'\]")
+
+
+def test_ranges_of_folded_layers_come_back(path):
+    save_amax(saved := with_norm(is_folded=True), path)
+    load_amax(other := with_norm(is_folded=True), path)
+    assert amaxes(other) == amaxes(saved)
+
+
+# Places to write to.
+
+
+@pytest.mark.parametrize("name", ["absent/ranges.safetensors", "folder"])
+def test_a_place_that_cannot_be_written(model, tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(CheckpointError, match=f"{name}: expected to write a file, got: "):
+        save_amax(model, tmp_path / name)
+    assert [*tmp_path.rglob("*")] == [tmp_path / "folder"]
+
+
+@pytest.mark.parametrize("path", [None, 5, True, ["x"], b"x"], ids=str)
+@pytest.mark.parametrize("action", [save_amax, load_amax])
+def test_a_path_that_is_none_is_refused(model, action, path):
+    with pytest.raises(InvalidTypeError, match="path: expected a str or an os.PathLike, got "):
+        action(model, path)
+
+
+def test_another_writer_of_the_same_path_is_not_disturbed(model, path, monkeypatch):
+    def write_twice(tensors, file, metadata):
+        monkeypatch.undo()
+        save_amax(model, path)
+        save_file(tensors, file, metadata)
+
+    monkeypatch.setattr("fakequant.tensor_file.save_file", write_twice)
+    save_amax(model, path)
+    assert [*path.parent.iterdir()] == [path]
+
+
+@pytest.mark.parametrize("value", [float("nan"), -1.0])
+def test_a_range_that_is_none_is_not_written(model, path, value):
+    model[0].input_quantizer._amax.fill_(value)
+    with pytest.raises(CheckpointError, match="0._input_quantizer: amax: expected finite values"):
+        save_amax(model, path)
+    assert not path.exists()
 
 
 def test_pickle_is_refused(model, path):
@@ -154,7 +281,7 @@ def test_pickle_is_refused(model, path):
 
 
 def test_missing_file_is_an_error(path):
-    with pytest.raises(CheckpointError, match="expected a safetensors file"):
+    with pytest.raises(CheckpointError, match="expected a file of save_amax"):
         load_amax(new_model(), path)
 
 

@@ -17,6 +17,7 @@ from fakequant.errors import CalibrationError, InvalidTypeError, InvalidValueErr
 from fakequant.nn import QuantConv2d, QuantLinear, TensorQuantizer
 from fakequant.nn.walk import named_quantizers
 from fakequant.presets import preset
+from fakequant.qat import lower_bits
 from fakequant.recipe import Rule
 
 METHODS = ["max", "entropy", "percentile", "mse", "auto"]
@@ -236,17 +237,59 @@ def test_num_batches_above_the_data_uses_all():
     assert run(OneByOne(), [torch.ones(1)] * 3, num_batches=99).num_batches == 3
 
 
-@pytest.mark.parametrize(
-    ("data", "num_batches"), [([], None), (iter([]), 3), ([torch.ones(1)], 0)], ids=["list", "generator", "0 batches"]
-)
+@pytest.mark.parametrize(("data", "num_batches"), [([], None), (iter([]), 3)], ids=["list", "generator"])
 def test_no_data_is_an_error_that_names_the_quantizers(data, num_batches):
     with pytest.raises(CalibrationError, match=r"data: expected at least one batch, got none; no range for quantizer"):
         run(OneByOne(), data, num_batches=num_batches)
 
 
-def test_negative_num_batches_is_refused():
-    with pytest.raises(InvalidValueError, match="num_batches: expected None or at least 0, got -1"):
-        run(OneByOne(), [torch.ones(1)], num_batches=-1)
+@pytest.mark.parametrize("num_batches", [-1, 0])
+def test_num_batches_is_at_least_one(num_batches):
+    with pytest.raises(InvalidValueError, match=f"num_batches: expected at least 1, got {num_batches}"):
+        run(OneByOne(), [torch.ones(1)], num_batches=num_batches)
+
+
+def test_num_batches_may_be_numpys():
+    assert run(OneByOne(), [torch.ones(1)] * 3, num_batches=np.int64(2)).num_batches == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *[("num_batches", value) for value in (1.5, float("nan"), float("inf"), "3", [3], True)],
+        *[("method", value) for value in (["max"], None, 3)],
+        *[("weight_method", value) for value in (["max"], None)],
+        *[("percentile", value) for value in ("99", None, [99])],
+        *[("processes", value) for value in (True, "x", 4)],
+        ("forward", "x"),
+    ],
+    ids=str,
+)
+def test_an_option_of_another_type_is_refused_before_data_is_read(option, value):
+    data = iter([torch.ones(1)])
+    with pytest.raises(InvalidTypeError, match=f"^{option}: expected "):
+        calibrate(OneByOne(), data, progress=False, **{option: value})
+    assert len(list(data)) == 1
+
+
+@pytest.mark.parametrize("data", [None, 5], ids=str)
+def test_data_that_is_not_iterable_is_refused(data):
+    with pytest.raises(InvalidTypeError, match=f"^data: expected an iterable of batches, got {data}"):
+        run(OneByOne(), data)
+
+
+@pytest.mark.parametrize("model", [None, "x", [torch.ones(1)]], ids=["None", "str", "data"])
+def test_no_model_is_refused(model):
+    with pytest.raises(InvalidTypeError, match=f"^model: expected an nn.Module, got {type(model).__name__}"):
+        run(model, OneByOne())
+
+
+@pytest.mark.parametrize("percentile", [0.9999, 1, True, -5, float("nan"), 101], ids=str)
+def test_a_percentile_out_of_range_is_refused_before_data_is_read(percentile):
+    data = iter([torch.ones(1)])
+    with pytest.raises(InvalidValueError, match="percentile: expected percent, above 1 and at most 100, got "):
+        run(OneByOne(), data, "max", percentile=percentile)
+    assert len(list(data)) == 1
 
 
 def test_empty_batches_are_an_error():
@@ -339,12 +382,91 @@ def test_nothing_to_calibrate_is_an_error(model):
         run(model, [torch.ones(1)])
 
 
-@pytest.mark.parametrize("options", [{"method": "best"}, {"weight_method": "best"}], ids=["activations", "weights"])
-def test_unknown_method_is_refused_before_the_data_is_read(options):
+FOR_ACTIVATIONS = r"^method: expected one of \['auto', 'entropy', 'max', 'mse', 'percentile'\] for activations, got "
+FOR_WEIGHTS = r"^weight_method: expected one of \['lsq', 'max', 'mse'\] for weights, got "
+REFUSED = [
+    *[({"method": method}, FOR_ACTIVATIONS + repr(method)) for method in ("best", "", "lsq")],
+    *[
+        ({"weight_method": method}, FOR_WEIGHTS + repr(method))
+        for method in ("best", "", "auto", "entropy", "percentile")
+    ],
+]
+refused_methods = pytest.mark.parametrize(("options", "message"), REFUSED, ids=[str(options) for options, _ in REFUSED])
+
+
+@refused_methods
+def test_unknown_method_is_refused_before_the_data_is_read(options, message):
     data = iter([images()])
-    with pytest.raises(InvalidValueError, match=r"method: expected one of .*got 'best'"):
+    with pytest.raises(InvalidValueError, match=message):
         run(Net(), data, **options)
     assert len(list(data)) == 1
+
+
+@refused_methods
+def test_apply_refuses_an_unknown_method(options, message):
+    calibration = run(Net(), [images()], "entropy")
+    with pytest.raises(InvalidValueError, match=message):
+        calibration.apply(**{"method": "max", **options})
+
+
+@pytest.mark.parametrize("learn_amax", [False, "pact"])
+def test_lsq_is_for_ranges_that_it_trains(learn_amax):
+    weight = QuantDescriptor(8, learn_amax=learn_amax)
+    with pytest.raises(InvalidValueError, match=f"^_weight_quantizer: method 'lsq': .* got learn_amax={learn_amax!r}"):
+        run(QuantLinear(3, 3, quant_desc_weight=weight), [torch.ones(2, 3)], weight_method="lsq")
+
+
+def test_lsq_starts_a_weight_that_it_trains():
+    layer = QuantLinear(3, 3, quant_desc_weight=QuantDescriptor(4, learn_amax="lsq"))
+    run(layer, [torch.ones(2, 3)], weight_method="lsq")
+    expected = 2 * 7**0.5 * layer.weight.abs().mean()
+    assert layer.weight_quantizer.amax.item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+# Another range from the same pass.
+
+
+def test_apply_searches_on_the_present_grids():
+    model, wanted, data = Net(), Net(), [images()]
+    wanted.load_state_dict(model.state_dict())
+    calibration = run(model, data, "mse")
+    lower_bits(model, 4)
+    lower_bits(wanted, 4)
+    run(wanted, data, "mse")
+    calibration.apply("mse")
+    assert same(amaxes(model), amaxes(wanted))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"axis": 1}, "quantizer: axis: expected None, for which data was collected, got 1"),
+        ({"calib_method": "tenfold"}, "quantizer: calib_method: expected 'histogram', .* got 'tenfold'"),
+        ({"amax": 3.0}, "quantizer: expected a grid whose range comes from data, got "),
+        ({"dynamic": True}, "quantizer: expected a grid whose range comes from data, got "),
+    ],
+    ids=str,
+)
+def test_apply_refuses_a_grid_that_the_pass_did_not_collect_for(tenfold, change, message):
+    model = OneByOne()
+    calibration = run(model, [torch.ones(2, 3)], "mse")
+    model.quantizer.descriptor = model.quantizer.descriptor.replace(**change)
+    before = amaxes(model)
+    with pytest.raises(CalibrationError, match=message):
+        calibration.apply("mse")
+    assert same(amaxes(model), before)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["dequantized", "quantized again"])
+def test_apply_refuses_quantizers_that_the_model_no_longer_has(again):
+    model = nn.Sequential(nn.Linear(3, 3))
+    fakequant.quantize(model)
+    calibration = run(model, [torch.ones(2, 3)], "mse")
+    fakequant.dequantize(model)
+    if again:
+        fakequant.quantize(model)
+    with pytest.raises(CalibrationError, match=r"^0\._input_quantizer, 0\._weight_quantizer: no longer in the model"):
+        calibration.apply("mse")
 
 
 def test_method_that_this_pass_did_not_collect_for_is_refused():

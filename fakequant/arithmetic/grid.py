@@ -91,6 +91,18 @@ def range_shape(grid: QuantDescriptor, shape: Sequence[int]) -> tuple[int, ...]:
     return kept_shape(shape, grid.axis)
 
 
+def is_range_shape(grid: QuantDescriptor, shape: Sequence[int]) -> bool:
+    """Whether a shape is that of the range of some tensor, axes of size 1 aside; of blocks and tokens any may be.
+
+    >>> is_range_shape(QuantDescriptor(8, axis=0), (8, 1)), is_range_shape(QuantDescriptor(8), (8, 1))
+    (True, False)
+    """
+    if grid.block_size is not None or isinstance(grid.axis, str):
+        return True
+    num_kept = 0 if grid.axis is None else 1 if isinstance(grid.axis, int) else len(grid.axis)
+    return sum(size > 1 for size in shape) <= num_kept
+
+
 def range_of(grid: QuantDescriptor, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return (amax, amin) of the data itself, shaped as ``range_shape`` says; amin is None for a symmetric grid.
 

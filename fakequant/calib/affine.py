@@ -17,6 +17,7 @@ from fakequant.calib.calibrator import DataRange
 from fakequant.calib.extremes import as_reducible
 from fakequant.calib.histogram import Histogram
 from fakequant.calib.mse import decibels
+from fakequant.calib.percentile import check_percentile
 from fakequant.calib.percentile import percentile as percentile_of
 from fakequant.descriptor import QuantDescriptor
 from fakequant.errors import InvalidValueError
@@ -82,7 +83,7 @@ def find_range(halves: Halves, grid: QuantDescriptor, method: str, *, percentile
         halves: of the data, on any device.
         grid: affine.
         method: one of AFFINE_METHODS; "auto" is "mse".
-        percentile: for the method of that name, above 0 and at most 100.
+        percentile: for the method of that name, above 1 and at most 100.
 
     Raises:
         InvalidValueError: another method, or a bad percentile.
@@ -91,6 +92,7 @@ def find_range(halves: Halves, grid: QuantDescriptor, method: str, *, percentile
     DataRange(amax=tensor([1000.]), amin=tensor([-250.]))
     """
     check_affine_method(method)
+    check_percentile(percentile)
     here = halves.to("cpu")
     amax, outward = here.percentile(percentile) if method == "percentile" else here.ends
     found = _least_error(here, grid, amax, outward) if method in ("auto", "mse") else DataRange(amax, -outward)

@@ -78,7 +78,7 @@ class Calibrator(abc.ABC):
 
         Args:
             method: name of a search method; None for the calibrator's own.
-            percentile: for the method of that name, above 0 and at most 100.
+            percentile: for the method of that name, above 1 and at most 100.
 
         Returns:
             float32, shaped as ``arithmetic.kept_shape`` says (0-d per tensor), sharing no memory

@@ -96,6 +96,6 @@ def _between(prefix: Tensor, starts: Tensor) -> Tensor:
     return prefix.index_select(0, starts.flatten()).view(*starts.shape, -1).diff(dim=1)
 
 
-@search_method("entropy", on_floats=False)
+@search_method("entropy", on_floats=False, on_weights=False)
 def _search(histogram: Histogram, descriptor: QuantDescriptor, percentile: float) -> Tensor:
     return entropy(histogram, levels=len(magnitudes(descriptor)))

@@ -13,6 +13,7 @@ from fakequant.calib.calibrator import DataRange, register_calibrator
 from fakequant.calib.extremes import Extremes
 from fakequant.calib.histogram import BINS, Histogram
 from fakequant.calib.methods import checked_method
+from fakequant.calib.percentile import check_percentile
 from fakequant.calib.search import find_amax
 from fakequant.errors import CalibrationError
 
@@ -117,7 +118,9 @@ class HistogramCalibrator(AdditiveCalibrator):
         "entropy", and "mse" on a float or affine grid.
         """
         grid, halves, histogram = self.descriptor, self._halves, self._histogram
-        method = method or ("mse" if grid.affine or grid.is_float else "entropy")
+        check_percentile(percentile)
+        if method is None:
+            method = "mse" if grid.affine or grid.is_float else "entropy"
         if grid.affine:
             check_affine_method(method)
         else:

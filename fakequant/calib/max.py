@@ -9,6 +9,7 @@ from fakequant.arithmetic import grouped, per_block
 from fakequant.calib.additive import AdditiveCalibrator
 from fakequant.calib.calibrator import DataRange, register_calibrator
 from fakequant.calib.extremes import Extremes, finite_extremes
+from fakequant.calib.percentile import check_percentile
 from fakequant.errors import CalibrationError, InvalidValueError
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class MaxCalibrator(AdditiveCalibrator):
 
     def compute_range(self, method: str | None = None, *, percentile: float = 99.99) -> DataRange | None:
         """Return the range of all values; see ``Calibrator.compute_range``. The method is None or "max"."""
+        check_percentile(percentile)
         if method not in (None, "max"):
             raise InvalidValueError(
                 f"method: expected None or 'max', got {method!r}: a MaxCalibrator keeps maxima only; "

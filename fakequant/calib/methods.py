@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fakequant.calib.histogram import Histogram
 from fakequant.descriptor import QuantDescriptor
-from fakequant.errors import InvalidValueError
+from fakequant.errors import InvalidTypeError, InvalidValueError
 
 Search: TypeAlias = Callable[[Histogram, QuantDescriptor, float], Tensor]
 """(histogram, descriptor, percentile) -> amax, float32 [rows]."""
@@ -22,22 +22,33 @@ Search: TypeAlias = Callable[[Histogram, QuantDescriptor, float], Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class SearchMethod:
-    """A registered search; ``on_floats`` says whether it makes sense on a float grid, FP8 or FP4."""
+    """A registered search, and where it makes sense.
+
+    Args:
+        search: the function.
+        on_floats: on a float grid, FP8 or FP4.
+        on_weights: for weights.
+        on_activations: for activations.
+    """
 
     search: Search
     on_floats: bool
+    on_weights: bool = True
+    on_activations: bool = True
 
 
 METHODS: dict[str, SearchMethod] = {}
 
 
-def search_method(name: str, *, on_floats: bool = True) -> Callable[[Search], Search]:
+def search_method(
+    name: str, *, on_floats: bool = True, on_weights: bool = True, on_activations: bool = True
+) -> Callable[[Search], Search]:
     """Register the decorated function under a name; a name that is taken raises InvalidValueError."""
 
     def register(search: Search) -> Search:
         if name in METHODS:
             raise InvalidValueError(f"search method: expected a new name, got {name!r}, which is registered")
-        METHODS[name] = SearchMethod(search, on_floats)
+        METHODS[name] = SearchMethod(search, on_floats, on_weights, on_activations)
         return search
 
     return register
@@ -55,6 +66,23 @@ def checked_method(name: str, descriptor: QuantDescriptor) -> SearchMethod:
         grid = "float " if descriptor.is_float else ""
         raise InvalidValueError(f"{grid}calibration method: expected one of {sorted(known)}, got {name!r}")
     return known[name]
+
+
+def check_method(argument: str, name: object, *, is_weight: bool) -> None:
+    """Check the name of a method for weights, or for activations.
+
+    Raises:
+        InvalidTypeError: no str.
+        InvalidValueError: an unknown name, or that of a method for the other ones.
+
+    >>> check_method("weight_method", "mse", is_weight=True)
+    """
+    known = sorted(n for n, method in METHODS.items() if (method.on_weights if is_weight else method.on_activations))
+    role = "weights" if is_weight else "activations"
+    if not isinstance(name, str):
+        raise InvalidTypeError(f"{argument}: expected one of {known} for {role}, got {name!r}")
+    if name not in known:
+        raise InvalidValueError(f"{argument}: expected one of {known} for {role}, got {name!r}")
 
 
 @search_method("max")

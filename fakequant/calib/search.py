@@ -8,6 +8,7 @@ from fakequant.calib.histogram import Histogram
 from fakequant.calib.magnitudes import magnitudes
 from fakequant.calib.methods import METHODS, checked_method, methods_for, search_method
 from fakequant.calib.mse import decibels, quantization_error, signal_power
+from fakequant.calib.percentile import check_percentile
 from fakequant.descriptor import QuantDescriptor
 
 _AUTO_ORDER = ("max", "entropy", "percentile", "mse")
@@ -22,18 +23,20 @@ def find_amax(histogram: Histogram, descriptor: QuantDescriptor, method: str, *,
         histogram: of [rows], on any device.
         descriptor: the grid; only num_bits, unsigned and scale_format matter.
         method: "max", "entropy", "percentile", "mse", "auto" or any other registered name.
-        percentile: for the method of that name, above 0 and at most 100.
+        percentile: for the method of that name, above 1 and at most 100.
 
     Returns:
         amax, float32 [rows] on the histogram's device; never above ``histogram.amax``, but for "lsq"; 0
         for a row without data.
 
     Raises:
-        InvalidValueError: an unknown method, or one that does not work on this grid; a bad percentile.
+        InvalidValueError: an unknown method, or one that does not work on this grid; a percentile out of range.
+        InvalidTypeError: a percentile that is no number.
 
     >>> find_amax(Histogram.of(torch.arange(1001.0)), QuantDescriptor(8), "max")
     tensor([1000.])
     """
+    check_percentile(percentile)
     search = checked_method(method, descriptor).search
     return search(histogram.to("cpu"), descriptor, percentile).to(histogram.counts.device)
 
@@ -55,7 +58,7 @@ def sqnr_db(histogram: Histogram, amax: Tensor, descriptor: QuantDescriptor) -> 
     return decibels(signal_power(histogram), noise)
 
 
-@search_method("auto")
+@search_method("auto", on_weights=False)
 def _least_error(histogram: Histogram, descriptor: QuantDescriptor, percentile: float) -> Tensor:
     """Return, row by row, the range of the method with the least quantization error; ties go to the first."""
     grid = magnitudes(descriptor)

@@ -6,24 +6,23 @@ once, and the header says under which other names they go.
 
 import json
 import os
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from fakequant.arithmetic import is_range_shape
 from fakequant.checkpoint.manifest import manifest_of
 from fakequant.checkpoint.restore import quantize_like
-from fakequant.checkpoint.wrappers import check_is_bare
 from fakequant.convert import undone_on_error
 from fakequant.errors import CheckpointError, FakeQuantError
+from fakequant.nn.saved_ranges import check_range
 from fakequant.nn.walk import named_quantizers, weights_of_quantizers
+from fakequant.nn.wrappers import check_is_bare
 from fakequant.retarget import every_target
+from fakequant.tensor_file import check_path, json_object, read_tensors, write_tensors
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -37,26 +36,22 @@ def save_quantized(model: nn.Module, path: str | os.PathLike[str]) -> None:
     hooks, such as those of ``quantize_gradients``, and what a calibration has collected.
 
     Raises:
-        InvalidTypeError: no module, or a wrapper around the model, such as DistributedDataParallel.
-        CheckpointError: a model without quantizers; a quantizer of a user's own class; a range that does not fit its
-            weight; a state that is more than tensors; a file that cannot be written.
+        InvalidTypeError: no module, or a wrapper around the model, such as DistributedDataParallel; no path.
+        CheckpointError: a model without quantizers; a quantizer of a user's own class; a range that is none, or does
+            not fit its grid or weight; a state that is more than tensors; a file that cannot be written.
         InvalidValueError: a model that ``fully_shard`` has split, or one of whose folded pairs a part was replaced.
     """
+    check_path(path)
     manifest = manifest_of(model)
     _check_weights(model)
+    for name, quantizer in named_quantizers(model):
+        check_range(name, quantizer)
     state = model.state_dict(keep_vars=True)
     if wrong := _without_values(state):
         raise CheckpointError(f"model: expected a state of tensors with values, got others for {wrong[:5]}")
     ties = _ties(state)
     metadata = {"format": _FORMAT, "manifest": json.dumps(manifest, allow_nan=False), "ties": json.dumps(ties)}
-    try:
-        tensors = _apart({key: value for key, value in state.items() if key not in ties})
-        with tempfile.TemporaryDirectory(dir=Path(path).parent, prefix=f".{Path(path).name}.") as folder:
-            temporary = Path(folder) / "file"
-            save_file(tensors, temporary, metadata)
-            temporary.replace(path)
-    except (OSError, KeyError, RuntimeError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path}: expected to write a file, got: {error}") from error
+    write_tensors(path, _apart({key: value for key, value in state.items() if key not in ties}), metadata)
 
 
 def load_quantized(model: _Model, path: str | os.PathLike[str]) -> _Model:
@@ -73,11 +68,12 @@ def load_quantized(model: _Model, path: str | os.PathLike[str]) -> _Model:
         The model.
 
     Raises:
-        InvalidTypeError: no module, or a wrapper around the model.
+        InvalidTypeError: no module, or a wrapper around the model; no path.
         CheckpointError: no such file, or one of another kind; a module, shape or dtype that is not the saved one, with
             its name; a class or an op that is not registered. The model is unchanged after every error.
     """
     check_is_bare(model)
+    check_path(path)
     try:
         saved = _read(path)
         if empty := _without_values(model.state_dict(keep_vars=True)):
@@ -127,29 +123,12 @@ def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read(path: str | os.PathLike[str]) -> _Saved:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"expected a file of save_quantized, got: {error}") from error
-    if metadata.get("format") != _FORMAT:
-        raise CheckpointError(f"expected a file of save_quantized, got the format {metadata.get('format')!r}")
-    manifest, ties = (_json_object(metadata, name) for name in ("manifest", "ties"))
+    state, metadata = read_tensors(path, _FORMAT, "save_quantized")
+    manifest, ties = (json_object(metadata, name) for name in ("manifest", "ties"))
     for other, first in ties.items():
         if not isinstance(first, str) or other in state or first not in state:
             raise CheckpointError(f"ties: expected {other!r} for a tensor of another name, got {first!r}")
     return _Saved(manifest, ties, {**state, **{other: state[first] for other, first in ties.items()}})
-
-
-def _json_object(metadata: Mapping[str, str], name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(metadata.get(name, ""))
-    except (RecursionError, ValueError) as error:
-        raise CheckpointError(f"{name}: expected JSON, got: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{name}: expected an object, got {type(value).__name__}")
-    return value
 
 
 def _load_ranges(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -159,8 +138,7 @@ def _load_ranges(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         ends = {key: state[stored] for key, stored in keys.items() if stored in state}
         shapes = {tuple(end.shape) for end in ends.values()}
         grid = quantizer.descriptor
-        is_per_tensor = grid.axis is None and grid.block_size is None
-        if len(shapes) > 1 or (is_per_tensor and any(end.numel() > 1 for end in ends.values())):
+        if len(shapes) > 1 or not all(is_range_shape(grid, shape) for shape in shapes):
             raise CheckpointError(f"{name}: expected one shape of both ends that fits {grid}, got {sorted(shapes)}")
         try:
             quantizer.load_state_dict(ends)

@@ -20,11 +20,11 @@ from fakequant.call_sites import CallSites, PerCall
 from fakequant.checkpoint.fields import Fields
 from fakequant.checkpoint.modules import SavedModule, module_as_json, module_from_json
 from fakequant.checkpoint.quantizers import quantizer_as_json, quantizer_from_json
-from fakequant.checkpoint.wrappers import check_is_bare
 from fakequant.errors import CheckpointError
 from fakequant.nn import TensorQuantizer
 from fakequant.nn.modules.folded_layers import folded_pairs
 from fakequant.nn.walk import named_quantizers
+from fakequant.nn.wrappers import check_is_bare
 
 VERSION = 1
 

@@ -9,7 +9,6 @@ from fakequant.call_sites import PerCall, hide, intercept, own_class
 from fakequant.checkpoint.fields import as_mapping
 from fakequant.checkpoint.manifest import Manifest, own_modules, read_manifest
 from fakequant.checkpoint.modules import SavedModule, check_weights
-from fakequant.checkpoint.wrappers import check_is_bare
 from fakequant.convert import dequantize, quantizers_to_device, undone_on_error
 from fakequant.errors import CheckpointError, FakeQuantError
 from fakequant.nn import QuantInputMixin, QuantMixin, TensorQuantizer
@@ -18,6 +17,7 @@ from fakequant.nn.modules.batchnorm import FOLDED, FoldedNorm
 from fakequant.nn.modules.folded_layers import FOLDED_LAYERS, FoldedLayer, fold
 from fakequant.nn.modules.quant_module import quantizer_name
 from fakequant.nn.walk import named_quantizers
+from fakequant.nn.wrappers import check_is_bare
 from fakequant.retarget import QUANTIZED_FOR
 
 _Model = TypeVar("_Model", bound=nn.Module)

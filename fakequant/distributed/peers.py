@@ -41,8 +41,7 @@ class Peers:
         self._last_look = 0.0
         self._read_by_all = ""
         with _reaching_the_store():
-            number = store.add(f"fakequant/{self._place}", 1)  # how many times this process came here
-            self._store = distributed.PrefixStore(f"fakequant/{number}", store)
+            self._store = self._meeting(store)
         self._sign()
 
     def connect(self) -> "ProcessGroup":
@@ -83,6 +82,17 @@ class Peers:
             if not failures:
                 self._record({self.rank: reason})
         return failures
+
+    def _meeting(self, store: "distributed.Store") -> "distributed.Store":
+        """Return the part of a store in which the processes meet this time: the next one for each of them.
+
+        Where the others gave this process up before it came, as one that had called alone does, they are ahead.
+        """
+        while True:
+            number = store.add(f"fakequant/{self._place}", 1)  # how many times this process came here
+            meeting = distributed.PrefixStore(f"fakequant/{number}", store)
+            if not meeting.check([f"failed/{self.rank}"]):
+                return meeting
 
     def _sign(self) -> None:
         self._last_look = time.monotonic()

@@ -1,15 +1,19 @@
 """Processes: which ones calibrate together."""
 
 import dataclasses
-import math
 from typing import TYPE_CHECKING, Optional
 
 from torch import distributed
 
-from fakequant.errors import CalibrationError, InvalidValueError
+from fakequant.arguments import check_number
+from fakequant.errors import CalibrationError, InvalidTypeError, InvalidValueError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+_LONGEST = 1e9
+"""Seconds: torch counts time limits in nanoseconds, in int64."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,16 +26,18 @@ class Processes:
             is given up, and every other process raises; a slow one that goes on is waited for.
 
     Raises:
-        InvalidValueError: a time limit that is not positive.
+        InvalidTypeError: a group or a time limit of another type.
+        InvalidValueError: a time limit that is not positive, or longer than 30 years.
     """
 
     group: Optional["ProcessGroup"] = None
     time_limit: float = 600.0
 
     def __post_init__(self) -> None:
-        """Check the time limit."""
-        if not 0 < self.time_limit < math.inf:
-            raise InvalidValueError(f"time_limit: expected a positive number of seconds, got {self.time_limit}")
+        """Check the arguments."""
+        if self.group is not None and not _is_group(self.group):
+            raise InvalidTypeError(f"group: expected None or a ProcessGroup, got {self.group!r}")
+        check_number("time_limit", self.time_limit, above=0, at_most=_LONGEST)
 
     def several(self) -> Optional["ProcessGroup"]:
         """Return their group if this process is not the only one, else None.
@@ -48,6 +54,13 @@ class Processes:
         if not distributed.is_gloo_available():
             raise CalibrationError("torch: expected a build with gloo, over which statistics are summed, got none")
         return group
+
+
+def _is_group(group: object) -> bool:
+    """Whether it is what torch.distributed.new_group returns, in a process that is not in it too."""
+    if not distributed.is_available():
+        return False
+    return isinstance(group, distributed.ProcessGroup) or group is distributed.GroupMember.NON_GROUP_MEMBER
 
 
 def group_in_use(group: Optional["ProcessGroup"]) -> Optional["ProcessGroup"]:

@@ -17,7 +17,7 @@ from fakequant.distributed.model_runs import needs_equal_steps, share_buffers
 from fakequant.distributed.peers import Peers, stopped
 from fakequant.distributed.processes import Processes
 from fakequant.distributed.summing import Shape, merge_all
-from fakequant.errors import CalibrationError, FakeQuantError
+from fakequant.errors import CalibrationError, FakeQuantError, InvalidTypeError
 from fakequant.nn import TensorQuantizer
 
 if TYPE_CHECKING:
@@ -165,7 +165,13 @@ def combined(
 
 @contextlib.contextmanager
 def together(processes: Processes | None) -> Iterator[Alone]:
-    """Calibrate with other processes for a with block; what one raises there, the others hear of."""
+    """Calibrate with other processes for a with block; what one raises there, the others hear of.
+
+    Raises:
+        InvalidTypeError: no Processes.
+    """
+    if processes is not None and not isinstance(processes, Processes):
+        raise InvalidTypeError(f"processes: expected Processes or None, got {processes!r}")
     group = processes.several() if processes is not None else None
     if processes is None or group is None:
         yield Alone()

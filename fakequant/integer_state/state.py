@@ -2,15 +2,15 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fakequant.errors import CheckpointError
+from fakequant.tensor_file import check_path, write_tensors
 
 _SCALE, _ZERO_POINT = ".scale", ".zero_point"
 
@@ -64,7 +64,13 @@ class IntegerState(Mapping[str, IntegerTensor]):
         return "\n".join([*lines, *(f"{name:<{width}}  {why}" for name, why in self.left_out.items())])
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file with ``<name>``, ``<name>.scale`` and ``<name>.zero_point``; whole or not at all."""
+        """Write a safetensors file with ``<name>``, ``<name>.scale`` and ``<name>.zero_point``; whole or not at all.
+
+        Raises:
+            InvalidTypeError: no path.
+            CheckpointError: it cannot be written.
+        """
+        check_path(path)
         stored = {}
         for name, held in self.items():
             parts = (("", held.codes), (_SCALE, held.scale), (_ZERO_POINT, held.zero_point))
@@ -75,10 +81,7 @@ class IntegerState(Mapping[str, IntegerTensor]):
                     if part is not None
                 }
             )
-        file = Path(path)
-        temporary = file.with_name(f".{file.name}.tmp")
-        temporary.write_bytes(save(stored, metadata={"format": "fakequant.integers"}))
-        temporary.replace(file)
+        write_tensors(path, stored, {"format": "fakequant.integers"})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "IntegerState":

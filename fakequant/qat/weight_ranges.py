@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from fakequant.calib import DataRange
+from fakequant.calib.methods import check_method
 from fakequant.collecting import calibrator_of, method_of, naming
 from fakequant.nn import TensorQuantizer
 from fakequant.nn.sharding import whole
@@ -20,14 +21,15 @@ def reestimate_weights(model: nn.Module, method: str = "max") -> None:
 
     Args:
         model: quantized.
-        method: any that ``calibrate`` has for weights: "max"; "lsq"; or "mse", a search. ResNet-18 takes 9 ms and
+        method: "max"; or "mse", a search. ResNet-18 takes 9 ms and
             3 to 5 s on one core of a CPU: the first is cheap at every step, the second now and then. A calibrator
             of one's own that a grid names has a method of its own.
 
     Raises:
         CalibrationError: a weight holds NaN or Inf; names its quantizer. Nothing is changed.
-        InvalidTypeError: model is no nn.Module.
-        InvalidValueError: an unknown method; a model without quantizers.
+        InvalidTypeError: model is no nn.Module; a method that is no str.
+        InvalidValueError: an unknown method, or "lsq", which is for ranges that are learned; a model without
+            quantizers.
 
     >>> from fakequant.nn import QuantLinear
     >>> layer = QuantLinear(2, 1)
@@ -37,6 +39,7 @@ def reestimate_weights(model: nn.Module, method: str = "max") -> None:
     tensor([[3.]])
     """
     check_is_quantized(model)
+    check_method("method", method, is_weight=True)
     names = {quantizer: name for name, quantizer in named_quantizers(model)}
     found = {
         quantizer: _range(names[quantizer], quantizer, weight, method)

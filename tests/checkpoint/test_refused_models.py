@@ -64,6 +64,25 @@ def test_a_range_that_does_not_fit_its_weight_is_not_written(path):
     assert not path.exists()
 
 
+@pytest.mark.parametrize(
+    "value", [float("nan"), -1.0, [1.0, 1.0]], ids=["not a number", "negative", "two on a per-tensor grid"]
+)
+def test_a_range_of_activations_that_is_none_is_not_written(path, value):
+    model = nn.Sequential(nn.Linear(4, 3))
+    fq.quantize(model)
+    model[0].input_quantizer._amax = torch.tensor(value)
+    with pytest.raises(CheckpointError, match="^0._input_quantizer: amax: expected "):
+        fq.save_quantized(model, path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("path", [None, 5, True, ["x"], b"x"], ids=str)
+@pytest.mark.parametrize("action", [fq.save_quantized, fq.load_quantized])
+def test_a_path_that_is_none_is_refused(placed, action, path):
+    with pytest.raises(InvalidTypeError, match="path: expected a str or an os.PathLike, got "):
+        action(placed.model(), path)
+
+
 def test_a_tie_that_is_lost(saved_models, path, refuses):
     case = saved_models.CASES["transformer"]
     fq.save_quantized(case.model(), path)
@@ -194,7 +213,7 @@ def test_a_failed_save_leaves_the_older_file(placed, path, monkeypatch):
         file.write_bytes(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr("fakequant.checkpoint.file.save_file", save_file)
+    monkeypatch.setattr("fakequant.tensor_file.save_file", save_file)
     with pytest.raises(CheckpointError, match="no space left"):
         fq.save_quantized(placed.model(), path)
     assert [*path.parent.iterdir()] == [path]

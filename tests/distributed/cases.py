@@ -233,6 +233,11 @@ def sharded() -> nn.Module:
 def wrong_cases(rank: int) -> Iterator[tuple[str, dict]]:
     yield "fsdp", run(sharded(), images()[2 * rank : 2 * rank + 2])
     yield "fsdp-unequal", run(sharded(), images()[: 1 if rank == 1 else 2])
+    if rank == 0:
+        yield "came-alone", run(Net(), images(), processes=Processes(time_limit=LIMIT))
+    distributed.barrier()
+    yield "met", run(Net(), share(images(), rank, 4))
+    yield "met-again", run(Net(), share(images(), rank, 4))
     for case, (who, act) in WRONG.items():
         model, data, *rest = act() if rank == who else (Net(), images()[:3])
         method, options = (*rest, *("entropy", {})[len(rest) :])

@@ -50,6 +50,13 @@ def test_who_leaves_need_not_wait_and_is_heard_by_who_comes_later(store):
         Peers(store, (0, 1), 1, 30.0).exchange("a", 1)
 
 
+def test_who_came_alone_is_met_when_it_comes_again(store):
+    with pytest.raises(CalibrationError, match="process 1: did not call"):
+        Peers(store, (0, 1), 0, 0.2).exchange("a", 1)
+    for _ in range(2):
+        assert meet(store, *[lambda p: p.exchange("a", p.rank)] * 2) == [[0, 1]] * 2
+
+
 def test_between_batches_a_failure_is_heard_of(store, monkeypatch):
     first, second = (Peers(store, (0, 1), rank, 30.0) for rank in (0, 1))
     first.leave("ValueError: bad")

@@ -52,6 +52,13 @@ def test_fsdp_has_the_ranges_of_one_process(found, rank):
     assert same(found("fsdp", rank)["ranges"], found("net-entropy", "alone")["ranges"])
 
 
+@pytest.mark.parametrize("rank", range(4))
+@pytest.mark.parametrize("case", ["met", "met-again"])
+def test_a_process_that_came_alone_calibrates_with_the_others_afterwards(found, case, rank):
+    assert "process 1: did not call calibrate() for 2 s (time_limit)" in found("came-alone", 0)["error"]
+    assert same(found(case, rank)["ranges"], found("net-entropy", "alone")["ranges"])
+
+
 @pytest.mark.parametrize(
     ("case", "message"),
     [
@@ -82,7 +89,7 @@ def test_what_differs_is_the_same_error_in_each_process(found, case, message, ra
     [
         ("forward-raises", 2, "ValueError: bad sample"),
         ("loader-raises", 0, "OSError: disk is gone"),
-        ("argument", 3, "InvalidValueError: num_batches: expected None or at least 0, got -1"),
+        ("argument", 3, "InvalidValueError: num_batches: expected at least 1, got -1"),
     ],
 )
 @pytest.mark.parametrize("rank", range(4))

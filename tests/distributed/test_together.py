@@ -9,7 +9,7 @@ from fakequant.descriptor import QuantDescriptor
 from fakequant.distributed import Processes
 from fakequant.distributed.description import description, digest, raise_difference
 from fakequant.distributed.together import combined
-from fakequant.errors import CalibrationError, InvalidValueError
+from fakequant.errors import CalibrationError, InvalidTypeError, InvalidValueError
 from fakequant.nn import QuantLinear
 from fakequant.nn.walk import named_quantizers
 
@@ -93,10 +93,22 @@ def test_all_problems_are_named():
         combined((4, 7), ("a",), [report(0, [True], [[2]]), report(0, [True], [[3]])])
 
 
-@pytest.mark.parametrize("limit", [0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("limit", [0, -1.0, float("nan"), float("inf"), 1e30])
 def test_the_time_limit_is_positive(limit):
-    with pytest.raises(InvalidValueError, match="time_limit: expected a positive number of seconds, got"):
+    with pytest.raises(
+        InvalidValueError, match=r"time_limit: expected a (finite )?number above 0 and at most 1e\+09, got"
+    ):
         Processes(time_limit=limit)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [*[("time_limit", value) for value in (None, "600", [1], True)], *[("group", value) for value in ("x", 1, [0, 1])]],
+    ids=str,
+)
+def test_a_field_of_another_type_is_refused(field, value):
+    with pytest.raises(InvalidTypeError, match=f"^{field}: expected "):
+        Processes(**{field: value})
 
 
 def test_without_torch_distributed_a_process_calibrates_alone():

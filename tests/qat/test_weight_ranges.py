@@ -7,7 +7,7 @@ import fakequant
 from fakequant import QuantDescriptor, Rule, preset
 from fakequant.calib import MaxCalibrator, register_calibrator
 from fakequant.calib.calibrator import CALIBRATORS
-from fakequant.errors import CalibrationError, InvalidValueError
+from fakequant.errors import CalibrationError, InvalidTypeError, InvalidValueError
 from fakequant.qat import follow_ranges, reestimate_weights
 
 CHANNEL4 = QuantDescriptor(4, axis=0, narrow_range=True)
@@ -136,9 +136,20 @@ def test_a_calibrator_of_ones_own_takes_the_range(max_and_one):
     np.testing.assert_array_equal(model.weight_quantizer.amax.flatten(), expected)
 
 
-def test_an_unknown_method_is_refused():
-    with pytest.raises(InvalidValueError, match="calibration method: expected one of"):
-        reestimate_weights(conv(), "best")
+@pytest.mark.parametrize("method", ["best", "", "auto"])
+def test_an_unknown_method_is_refused(method):
+    with pytest.raises(InvalidValueError, match=f"^method: expected one of .* for weights, got {method!r}"):
+        reestimate_weights(conv(), method)
+
+
+def test_a_method_that_is_no_str_is_refused():
+    with pytest.raises(InvalidTypeError, match="^method: expected one of .* for weights, got None"):
+        reestimate_weights(conv(), None)
+
+
+def test_lsq_is_for_ranges_that_are_learned():
+    with pytest.raises(InvalidValueError, match="^_weight_quantizer: method 'lsq': .* got learn_amax=False"):
+        reestimate_weights(conv(), "lsq")
 
 
 def test_a_layer_without_elements_has_no_range():

@@ -4,7 +4,7 @@ from torch import nn
 
 from fakequant.arguments import check_module
 from fakequant.errors import InvalidTypeError
-from fakequant.nn import TensorQuantizer
+from fakequant.nn.modules.tensor_quantizer import TensorQuantizer
 from fakequant.nn.sharding import check_whole
 
 _WRAPPED_AS = {
@@ -24,13 +24,22 @@ def check_is_bare(model: nn.Module) -> None:
         InvalidTypeError: says how to unwrap it.
         InvalidValueError: its parameters are split over processes.
     """
-    check_module(model)
     if isinstance(model, TensorQuantizer):
-        raise InvalidTypeError("model: expected an nn.Module that holds quantizers, got TensorQuantizer")
+        raise InvalidTypeError(f"model: expected an nn.Module that holds quantizers, got {type(model).__name__}")
+    check_is_unwrapped(model)
+    check_whole(model)
+
+
+def check_is_unwrapped(model: nn.Module) -> None:
+    """Check that a model is a module, and no wrapper.
+
+    Raises:
+        InvalidTypeError: says how to unwrap it.
+    """
+    check_module(model)
     cls = type(model)
     if cls.__module__.startswith("torch.") and cls.__name__ in _WRAPPED_AS:
         attribute = _WRAPPED_AS[cls.__name__]
         raise InvalidTypeError(
             f"model: expected the model itself, got {cls.__name__} around it; give its .{attribute} instead"
         )
-    check_whole(model)
