@@ -25,7 +25,7 @@ from fakequant.calib import (
 )
 from fakequant.calib.methods import check_method
 from fakequant.calib.percentile import check_percentile
-from fakequant.collecting import Collector, calibrator_of, collecting, method_of, put_on_grid
+from fakequant.collecting import Collector, calibrator_of, check_lsq, collecting, method_of, put_on_grid
 from fakequant.distributed import Alone, Processes, together, without_sharing
 from fakequant.errors import CalibrationError, InvalidTypeError, InvalidValueError
 from fakequant.nn import TensorQuantizer
@@ -89,8 +89,8 @@ class Calibration:
         Weights are read anew; activations come from what the pass collected.
 
         Args:
-            method: for activations: "max", "entropy", "percentile", "mse", "auto".
-            weight_method: for weights: "max", "mse", or "lsq" where LSQ trains their ranges.
+            method: for activations: "max", "entropy", "percentile", "mse", "auto", or "lsq".
+            weight_method: for weights: "max", "mse", or "lsq".
             percentile: for that method, above 1 and at most 100.
 
         Each range is for the present grid of its quantizer, such as one of fewer bits.
@@ -102,6 +102,7 @@ class Calibration:
             InvalidValueError: unknown method, or one that this pass did not collect for; a percentile out of range.
         """
         _check_search(method, weight_method, percentile)
+        check_lsq(self._quantizers.values(), method, weight_method)
         present = {quantizer for _, quantizer in named_quantizers(self._model)}
         if gone := [name for name, quantizer in self._quantizers.items() if quantizer not in present]:
             raise CalibrationError(f"{shortened(gone)}: no longer in the model; calibrate again")
@@ -187,12 +188,11 @@ def calibrate(
         model: quantized; the same in all processes.
         data: batches, of this process. A tensor, or the first element of an (input, target) pair, is passed to the
             model as it is; a dict as keyword arguments; anything else needs ``forward``.
-        method: for activations: "max", "entropy", "percentile", "mse", or "auto" (per tensor the one
-            with the least quantization error).
+        method: for activations: "max", "entropy", "percentile", "mse", "auto" (per tensor the one with the least
+            quantization error), or "lsq", where training by LSQ starts; ranges that it does not train have "max".
         num_batches: how many batches this process uses at most, 1 or more; None for all.
         percentile: in percent, for the percentile method, above 1 and at most 100.
-        weight_method: for weights, on the grid of each: "max", "mse", or "lsq", where training by LSQ starts, for
-            ranges that it trains.
+        weight_method: for weights, on the grid of each: "max", "mse", or "lsq", likewise.
         forward: runs the model on one batch, such as ``lambda model, batch: model(batch["image"])``.
         strict: a quantizer that is never called is an error; otherwise it stays uncalibrated.
         progress: show a bar, in the first process.
@@ -214,6 +214,7 @@ def calibrate(
         _check_search(method, weight_method, percentile)
         with every_target(model):
             quantizers = _to_calibrate(model)
+            check_lsq(quantizers.values(), method, weight_method)
             owners = weights_of_quantizers(model)
             # A weight of a functional call is seen where it is used; None stands for "no module to read it from".
             weights = {name: owners.get(q) for name, q in quantizers.items() if q.is_weight or q in owners}

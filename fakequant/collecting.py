@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -86,19 +86,34 @@ def calibrator_of(name: str, quantizer: TensorQuantizer, method: str) -> Calibra
     if wanted is None:
         return calibrator_for(grid)
     with naming(name):
-        if wanted == "lsq" and grid.learn_amax not in ("lsq", "lsq+"):
-            raise InvalidValueError(
-                "method 'lsq': expected a range that 'lsq' or 'lsq+' trains, because training starts from it, got "
-                f"learn_amax={grid.learn_amax!r}"
-            )
         calibrator = calibrator_for(grid.replace(calib_method="max" if wanted == "max" else "histogram"))
         calibrator.compute_range(wanted)
     return calibrator
 
 
 def method_of(quantizer: TensorQuantizer, method: str) -> str | None:
-    """Return the method of a quantizer; a calibrator that is none of our two knows its own."""
-    return method if _is_ours(quantizer.descriptor) else None
+    """Return the method of a quantizer; a calibrator that is none of our two knows its own.
+
+    "lsq" is where training by LSQ starts, with a range that is far too wide to stay: a range that it does not
+    train has "max" instead.
+    """
+    if not _is_ours(quantizer.descriptor):
+        return None
+    return "max" if method == "lsq" and not _is_trained_by_lsq(quantizer) else method
+
+
+def check_lsq(quantizers: Iterable[TensorQuantizer], *methods: str) -> None:
+    """Check that there are ranges for the method "lsq", if it is among the methods.
+
+    Raises:
+        InvalidValueError: LSQ trains none.
+    """
+    if "lsq" in methods and not any(_is_trained_by_lsq(quantizer) for quantizer in quantizers):
+        raise InvalidValueError("method 'lsq': expected a range that LSQ or LSQ+ trains, got none in the model")
+
+
+def _is_trained_by_lsq(quantizer: TensorQuantizer) -> bool:
+    return quantizer.descriptor.learn_amax in ("lsq", "lsq+")
 
 
 def put_on_grid(calibrator: Calibrator, quantizer: TensorQuantizer) -> None:

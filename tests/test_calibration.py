@@ -382,10 +382,12 @@ def test_nothing_to_calibrate_is_an_error(model):
         run(model, [torch.ones(1)])
 
 
-FOR_ACTIVATIONS = r"^method: expected one of \['auto', 'entropy', 'max', 'mse', 'percentile'\] for activations, got "
+FOR_ACTIVATIONS = (
+    r"^method: expected one of \['auto', 'entropy', 'lsq', 'max', 'mse', 'percentile'\] for activations, got "
+)
 FOR_WEIGHTS = r"^weight_method: expected one of \['lsq', 'max', 'mse'\] for weights, got "
 REFUSED = [
-    *[({"method": method}, FOR_ACTIVATIONS + repr(method)) for method in ("best", "", "lsq")],
+    *[({"method": method}, FOR_ACTIVATIONS + repr(method)) for method in ("best", "")],
     *[
         ({"weight_method": method}, FOR_WEIGHTS + repr(method))
         for method in ("best", "", "auto", "entropy", "percentile")
@@ -410,10 +412,18 @@ def test_apply_refuses_an_unknown_method(options, message):
 
 
 @pytest.mark.parametrize("learn_amax", [False, "pact"])
-def test_lsq_is_for_ranges_that_it_trains(learn_amax):
-    weight = QuantDescriptor(8, learn_amax=learn_amax)
-    with pytest.raises(InvalidValueError, match=f"^_weight_quantizer: method 'lsq': .* got learn_amax={learn_amax!r}"):
-        run(QuantLinear(3, 3, quant_desc_weight=weight), [torch.ones(2, 3)], weight_method="lsq")
+@pytest.mark.parametrize("option", ["method", "weight_method"])
+def test_lsq_needs_a_range_that_it_trains(learn_amax, option):
+    layer, data = QuantLinear(3, 3, quant_desc_weight=QuantDescriptor(8, learn_amax=learn_amax)), iter([images()])
+    with pytest.raises(InvalidValueError, match="^method 'lsq': expected a range that LSQ or LSQ"):
+        run(layer, data, **{option: "lsq"})
+    assert len(list(data)) == 1
+
+
+def test_ranges_that_lsq_does_not_train_have_their_extremes():
+    layer = QuantLinear(3, 3, quant_desc_weight=QuantDescriptor(4, learn_amax="lsq"))
+    run(layer, [torch.tensor([[1.0, -3.0, 2.0]])], "lsq", weight_method="lsq")
+    assert layer.input_quantizer.amax == 3.0
 
 
 def test_lsq_starts_a_weight_that_it_trains():

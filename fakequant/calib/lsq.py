@@ -32,7 +32,7 @@ def lsq(histogram: Histogram, high: int) -> Tensor:
     return lsq_amax(mean.where(histogram.amax > 0, 0.0), high)
 
 
-@search_method("lsq", on_floats=False, on_activations=False)
+@search_method("lsq", on_floats=False)
 def _search(histogram: Histogram, descriptor: QuantDescriptor, percentile: float) -> Tensor:
     _, high = bounds_of(descriptor)
     return lsq(histogram, high)

@@ -27,28 +27,24 @@ class SearchMethod:
     Args:
         search: the function.
         on_floats: on a float grid, FP8 or FP4.
-        on_weights: for weights.
-        on_activations: for activations.
+        on_weights: for weights; all are for activations.
     """
 
     search: Search
     on_floats: bool
     on_weights: bool = True
-    on_activations: bool = True
 
 
 METHODS: dict[str, SearchMethod] = {}
 
 
-def search_method(
-    name: str, *, on_floats: bool = True, on_weights: bool = True, on_activations: bool = True
-) -> Callable[[Search], Search]:
+def search_method(name: str, *, on_floats: bool = True, on_weights: bool = True) -> Callable[[Search], Search]:
     """Register the decorated function under a name; a name that is taken raises InvalidValueError."""
 
     def register(search: Search) -> Search:
         if name in METHODS:
             raise InvalidValueError(f"search method: expected a new name, got {name!r}, which is registered")
-        METHODS[name] = SearchMethod(search, on_floats, on_weights, on_activations)
+        METHODS[name] = SearchMethod(search, on_floats, on_weights)
         return search
 
     return register
@@ -73,11 +69,11 @@ def check_method(argument: str, name: object, *, is_weight: bool) -> None:
 
     Raises:
         InvalidTypeError: no str.
-        InvalidValueError: an unknown name, or that of a method for the other ones.
+        InvalidValueError: an unknown name, or for weights that of a method for activations.
 
     >>> check_method("weight_method", "mse", is_weight=True)
     """
-    known = sorted(n for n, method in METHODS.items() if (method.on_weights if is_weight else method.on_activations))
+    known = sorted(known for known, method in METHODS.items() if method.on_weights or not is_weight)
     role = "weights" if is_weight else "activations"
     if not isinstance(name, str):
         raise InvalidTypeError(f"{argument}: expected one of {known} for {role}, got {name!r}")

@@ -6,6 +6,7 @@ from torch import nn
 from fakequant.calib import DataRange
 from fakequant.calib.methods import check_method
 from fakequant.collecting import calibrator_of, method_of, naming
+from fakequant.errors import InvalidValueError
 from fakequant.nn import TensorQuantizer
 from fakequant.nn.sharding import whole
 from fakequant.nn.walk import Weight, check_is_quantized, named_quantizers, weights_of_quantizers
@@ -21,9 +22,9 @@ def reestimate_weights(model: nn.Module, method: str = "max") -> None:
 
     Args:
         model: quantized.
-        method: "max"; or "mse", a search. ResNet-18 takes 9 ms and
-            3 to 5 s on one core of a CPU: the first is cheap at every step, the second now and then. A calibrator
-            of one's own that a grid names has a method of its own.
+        method: "max"; or "mse", a search. ResNet-18 takes 9 ms and 3 to 5 s on one core of a CPU: the first is
+            cheap at every step, the second now and then. A calibrator of one's own that a grid names has a method
+            of its own.
 
     Raises:
         CalibrationError: a weight holds NaN or Inf; names its quantizer. Nothing is changed.
@@ -40,6 +41,8 @@ def reestimate_weights(model: nn.Module, method: str = "max") -> None:
     """
     check_is_quantized(model)
     check_method("method", method, is_weight=True)
+    if method == "lsq":
+        raise InvalidValueError("method: expected one for ranges that are not learned, got 'lsq'; learned ones stay")
     names = {quantizer: name for name, quantizer in named_quantizers(model)}
     found = {
         quantizer: _range(names[quantizer], quantizer, weight, method)
