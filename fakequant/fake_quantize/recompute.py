@@ -73,7 +73,7 @@ class _Result(NamedTuple):
 
 
 def recompute_quantized() -> contextlib.AbstractContextManager[object]:
-    """Return a context inside which nothing is kept for backward that a quantizer can make again.
+    """Return a context inside which nothing is kept for backward that a quantizer can make again, unless it is small.
 
     It does nothing where others decide what is kept: inside a non-reentrant checkpoint,
     ``torch.autograd.graph.save_on_cpu`` or a transform of torch.func, and while compiling or tracing.

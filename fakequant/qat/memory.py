@@ -12,10 +12,10 @@ _Model = TypeVar("_Model", bound=nn.Module)
 def save_memory(model: _Model) -> _Model:
     """Let a training step keep no quantized weight for backward, in place, and return the model.
 
-    Quantized activations are never kept: in backward, quantizers make them again of what they keep
-    themselves. For weights that is a choice: a copy of each, or one more forward pass of its quantizer.
-    Gradients are the same, bit by bit. Weights' schemes (binary, ternary, DoReFa) are kept in any case.
-    In a compiled model it does nothing: the compiler decides what is kept.
+    In backward, quantizers make activations again of what they keep themselves. For weights that is a choice:
+    a copy of each, or one more forward pass of its quantizer. Gradients are the same, bit by bit. Weights of
+    fewer than 32768 elements, and on schemes (binary, ternary, DoReFa), are kept in any case. In a compiled
+    model it does nothing: the compiler decides what is kept.
 
     Raises:
         InvalidValueError: the model has no quantizers.
